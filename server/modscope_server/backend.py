@@ -1,0 +1,105 @@
+"""What stands behind a scope: the runtime, the server and its place, put together and taken apart."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+import modscope
+from modscope_server.config import ServerConfig
+from modscope_server.discovery import Place, boot_id
+from modscope_server.runtime.hooks import HookManager
+from modscope_server.runtime.registry import Registry
+from modscope_server.runtime.safepoint import SafePoint
+from modscope_server.server import Server
+from modscope_server.services.serving import Serving
+
+__all__ = ["Backend"]
+
+
+class Backend:
+    """Serves models from the moment at which it is made, until `close`.
+
+    Raises ConfigurationError where it cannot; no hook, file or socket is left behind then.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: Mapping[str, nn.Module],
+        optimizers: Sequence[Optimizer],
+        extras: Mapping[str, Any],
+    ) -> None:
+        registry = Registry(models, optimizers)
+        self._place = Place.create()
+        self._safepoint = SafePoint(
+            models.values(), is_ours=registry.holds, optimizers=len(optimizers), boot_id=boot_id()
+        )
+        registry.count_steps_with(lambda: self._safepoint.step_count)
+        limits = config.limits
+        self._hooks = HookManager(watches=limits.streams, events=limits.queue, size=limits.queue_bytes)
+        scaler = extras.get("scaler")
+        serving = Serving(
+            config,
+            registry,
+            self._safepoint,
+            self._hooks,
+            lambda: registry.optimizers() if scaler is not None else (),
+        )
+        try:
+            self._server = Server(config, serving, self._place)
+        except BaseException:
+            self._safepoint.close()
+            self._place.remove()
+            raise
+        self.address, self.token, self.viewer_token = (
+            self._server.address,
+            self._server.token,
+            self._server.viewer_token,
+        )
+        self._place.publish(self._record(config, registry), self.token)
+        mode = "writable" if config.writable else "read-only"
+        names = ", ".join(registry.names)
+        self.announcement = (
+            f"modscope: serving {names} ({mode}) at {self.address}, token file {self._place.token_file}"
+        )
+
+    @property
+    def step_count(self) -> int:
+        """Completed training iterations."""
+        return self._safepoint.step_count
+
+    def step(self) -> None:
+        """Mark the end of an iteration, on the thread of the loop."""
+        self._safepoint.mark_step()
+
+    def close(self) -> None:
+        """Take every hook off, end every call, and leave nothing behind."""
+        self._place.remove()
+        self._hooks.stop_all("server closed")
+        self._safepoint.close()
+        self._server.stop()
+
+    def abandon(self) -> None:
+        """Become inert in a forked child, taking no lock."""
+        self._safepoint.abandon()
+
+    def _record(self, config: ServerConfig, registry: Registry) -> dict[str, object]:
+        """What server.json says."""
+        return {
+            "address": self.address,
+            "pid": os.getpid(),
+            "boot_id": boot_id(),
+            "started": time.time(),
+            "models": registry.names,
+            "writable": config.writable,
+            "token": self.token,
+            "viewer_token": self.viewer_token,
+            "tls": config.tls is not None,
+            "version": modscope.__version__,
+        }

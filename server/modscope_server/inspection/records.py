@@ -1,0 +1,121 @@
+"""What the inspection functions hand over: frozen records for listings, located objects for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+__all__ = ["Located", "LocatedTensor", "ModuleRecord", "StatsRecord", "TensorRecord"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Located:
+    """A live module and where it stands."""
+
+    path: str
+    """Dotted path from the root, wrapper prefixes left out; the root is ""."""
+    raw_path: str
+    """The path that PyTorch gives."""
+    module: nn.Module
+    wrappers: tuple[str, ...] = ()
+    """Classes of the wrappers around it, outermost first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocatedTensor:
+    """A live parameter or buffer and where it stands."""
+
+    path: str
+    """Dotted path from the root, wrapper prefixes left out."""
+    raw_path: str
+    """The path that PyTorch gives."""
+    name: str
+    """Its name in the module that owns it."""
+    tensor: torch.Tensor
+    owner: nn.Module
+    owner_path: str
+    """Path of the module that owns it."""
+    persistent: bool | None
+    """Whether a buffer is part of the state_dict; None for a parameter."""
+    aliases: tuple[str, ...] = ()
+    """Other paths of the same tensor; not looked up by `find_tensor`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRecord:
+    """A module as nn.Module.named_modules gives it."""
+
+    path: str
+    """Dotted path from the root, wrapper prefixes left out; the root is ""."""
+    name: str
+    """Last component of the path."""
+    type: str
+    """Name of its class."""
+    qualified_type: str
+    """Name of its class with the module that defines it."""
+    training: bool
+    children: int
+    """Immediate children."""
+    parameters: int
+    """Parameter elements in the whole subtree, ties once."""
+    trainable_parameters: int
+    """Those of them that require a gradient."""
+    aliases: tuple[str, ...]
+    """Other paths at which the same module stands."""
+    raw_path: str
+    """The path that PyTorch gives."""
+    wrappers: tuple[str, ...]
+    """Classes of the wrappers around it, outermost first."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatsRecord:
+    """A reduction of a tensor; mean, std, min, max and norm are over the finite elements."""
+
+    count: int
+    """All elements, nan and inf included."""
+    mean: float | None
+    """None where no element is finite."""
+    std: float | None
+    """Population standard deviation (correction 0); None where no element is finite."""
+    min: float | None
+    """None where no element is finite, and for complex tensors."""
+    max: float | None
+    """None where no element is finite, and for complex tensors."""
+    norm: float | None
+    """L2; None where no element is finite."""
+    zeros: int
+    nan: int
+    inf: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """A parameter or buffer as nn.Module.named_parameters and named_buffers give it."""
+
+    path: str
+    """Dotted path from the root, wrapper prefixes left out."""
+    shape: tuple[int, ...]
+    """() also where the shape is not known."""
+    dtype: str
+    """torch's name without its prefix."""
+    device: str
+    numel: int
+    requires_grad: bool
+    has_grad: bool
+    tied_with: tuple[str, ...]
+    """Other paths of the same tensor."""
+    optimizer: int | None
+    """Index of the optimizer group that holds it, counted over all optimizers; None where none does."""
+    module_type: str
+    """Class of the module that owns it."""
+    raw_path: str
+    """The path that PyTorch gives."""
+    unreadable: str
+    """Why its elements cannot be read; empty where they can."""
+    stats: StatsRecord | None = None
+    """Set only where it was asked for."""
+    persistent: bool | None = None
+    """Whether a buffer is part of the state_dict; None for a parameter."""

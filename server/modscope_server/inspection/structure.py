@@ -1,0 +1,225 @@
+"""What a model is made of: modules, children, repr; exactly as PyTorch lists them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from modscope.paths import join
+from modscope_server.inspection.counts import subtree_counts
+from modscope_server.inspection.lookup import Place, locate_module
+from modscope_server.inspection.members import children
+from modscope_server.inspection.records import Located, ModuleRecord
+from modscope_server.inspection.typenames import is_instance, qualified_name
+from modscope_server.inspection.walk import Visit, walk
+from modscope_server.inspection.wrappers import inner_of
+
+__all__ = [
+    "MAX_REPR_BYTES",
+    "Located",
+    "child_records",
+    "find_module",
+    "is_instance",
+    "located_modules",
+    "module_record",
+    "module_records",
+    "module_text",
+]
+
+MAX_REPR_BYTES = 64 * 1024
+"""Most bytes (UTF-8) of a module's repr."""
+
+_CUT = "\n... (cut at 64 KiB)"
+
+
+def located_modules(root: nn.Module) -> list[Located]:
+    """The modules in named_modules order, each once; wrappers are left out."""
+    return [
+        Located(visit.path, visit.raw_path, visit.module, visit.wrappers)
+        for visit in walk(root).visits
+        if visit.first and not visit.hidden
+    ]
+
+
+def find_module(root: nn.Module, path: str) -> nn.Module:
+    """The module at a path: stripped or raw, its first path or a further one. Raises UnknownPath."""
+    return locate_module(root, path).module
+
+
+def module_records(
+    root: nn.Module, under: str | None = None, depth: int | None = None, wanted: set[int] | None = None
+) -> list[ModuleRecord]:
+    """The modules in named_modules order, each once; wrappers are left out.
+
+    `under` lists the module at that path and what is below it, at most `depth` levels deep, as the
+    module's own named_modules does. `wanted` holds the identities of the modules to list. Raises
+    UnknownPath.
+    """
+    if not under and depth is None:
+        return _records(root, wanted)[0]
+    place = locate_module(root, under or "")
+    below = [visit for visit in walk(place.outer).visits if visit.first and not visit.hidden]
+    modules = {id(visit.module) for visit in below}
+    known = _by_identity(root, modules if wanted is None else modules & wanted)
+    return [
+        _placed(known[id(visit.module)], _below(place, visit))
+        for visit in below
+        if id(visit.module) in known and (depth is None or _levels(visit.path) <= depth)
+    ]
+
+
+def module_record(root: nn.Module, path: str) -> ModuleRecord:
+    """The module at a path, under its first path. Raises UnknownPath."""
+    module = locate_module(root, path).module
+    return _records(root, {id(module)})[0][0]
+
+
+def child_records(root: nn.Module, path: str) -> list[ModuleRecord]:
+    """The immediate children in named_children order, each once, below the path that was asked for.
+
+    Raises UnknownPath.
+    """
+    place = locate_module(root, path)
+    slots = _slots(place, walk(root).stripped)
+    known = _by_identity(root, {id(slot.module) for slot in slots})
+    return [_placed(known[id(slot.module)], slot) for slot in slots if id(slot.module) in known]
+
+
+def module_text(root: nn.Module, path: str) -> str:
+    """repr of what PyTorch has at the path, wrappers included, cut to 64 KiB. Raises UnknownPath alone."""
+    place = locate_module(root, path)
+    module = place.outer if path == place.path else place.module
+    try:
+        text = repr(module)
+    except Exception as error:
+        return f"<{type(module).__name__}: repr raised {type(error).__name__}: {_message(error)}>"
+    encoded = text.encode(errors="backslashreplace")
+    if len(encoded) <= MAX_REPR_BYTES:
+        return encoded.decode()
+    return encoded[: MAX_REPR_BYTES - len(_CUT)].decode(errors="ignore") + _CUT
+
+
+def _message(error: Exception) -> str:
+    try:
+        return str(error)[:200].encode(errors="backslashreplace").decode()
+    except Exception:
+        return ""
+
+
+def _by_identity(root: nn.Module, wanted: set[int]) -> dict[int, ModuleRecord]:
+    records, modules = _records(root, wanted)
+    return {id(module): record for module, record in zip(modules, records, strict=True)}
+
+
+def _below(place: Place, visit: Visit) -> Place:
+    """Where a visit of a walk that began at the place stands in the whole model."""
+    raw = join(place.outer_raw_path, visit.raw_path) if visit.raw_path else place.outer_raw_path
+    path = join(place.path, visit.path) if visit.path else place.path
+    return Place(path, raw, visit.module, visit.wrappers, visit.module, raw)
+
+
+def _levels(path: str) -> int:
+    return path.count(".") + 1 if path else 0
+
+
+def _records(root: nn.Module, wanted: set[int] | None = None) -> tuple[list[ModuleRecord], list[nn.Module]]:
+    """Records of all modules, or of those with the wanted identities, and the modules themselves."""
+    walked = walk(root)
+    visits = walked.visits
+    elements, trainable = subtree_counts(walked)
+    further: dict[int, list[str]] = {}
+    if walked.links:
+        for visit in visits:
+            if not visit.first and not visit.hidden:
+                further.setdefault(id(visit.module), []).append(visit.path)
+    names: dict[type, tuple[str, str]] = {}
+    records: list[ModuleRecord] = []
+    modules: list[nn.Module] = []
+    for position, (path, raw, module, wrappers, count, first, hidden) in enumerate(visits):
+        if not first or hidden or (wanted is not None and id(module) not in wanted):
+            continue
+        cls = type(module)
+        named = names.get(cls)
+        if named is None:
+            named = names[cls] = (cls.__name__, qualified_name(cls))
+        top = position
+        for _ in wrappers:
+            top = walked.parents[top]
+            count += visits[top].children - 1
+        aliases = further.get(id(module))
+        records.append(
+            ModuleRecord(
+                path,
+                path.rpartition(".")[2],
+                named[0],
+                named[1],
+                _training(module),
+                count,
+                elements[top],
+                trainable[top],
+                tuple(dict.fromkeys(alias for alias in aliases if alias != path)) if aliases else (),
+                raw,
+                wrappers,
+            )
+        )
+        modules.append(module)
+    return records, modules
+
+
+def _training(module: nn.Module) -> bool:
+    training = module.__dict__.get("training")
+    if training is None:
+        try:
+            training = module.training
+        except Exception:
+            return False
+    return bool(training)
+
+
+def _slots(place: Place, stripped: bool) -> list[Place]:
+    """Where the children stand, each once; those of a wrapper stand beside those of what it wraps."""
+    if not stripped:
+        return _own_slots(place, place.module, place.raw_path)
+    slots: list[Place] = []
+    layer, raw = place.outer, place.outer_raw_path
+    inner = inner_of(layer)
+    after: list[Place] = []
+    while inner is not None:
+        names = [name for name, _ in children(layer)]
+        others = [slot for slot in _own_slots(place, layer, raw) if slot.module is not inner[1]]
+        before = names.index(inner[0])
+        slots += others[:before]
+        after = others[before:] + after
+        layer, raw = inner[1], join(raw, inner[0])
+        inner = inner_of(layer)
+    slots += _own_slots(place, layer, raw) + after
+    return [_unwrapped(slot) for slot in slots]
+
+
+def _own_slots(place: Place, module: nn.Module, raw_path: str) -> list[Place]:
+    slots: dict[int, Place] = {}
+    for name, child in children(module):
+        raw = join(raw_path, name)
+        slots.setdefault(id(child), Place(join(place.path, name), raw, child, (), child, raw))
+    return list(slots.values())
+
+
+def _unwrapped(place: Place) -> Place:
+    inner = inner_of(place.module)
+    while inner is not None:
+        wrappers = (*place.wrappers, type(place.module).__name__)
+        place = place._replace(raw_path=join(place.raw_path, inner[0]), module=inner[1], wrappers=wrappers)
+        inner = inner_of(place.module)
+    return place
+
+
+def _placed(record: ModuleRecord, slot: Place) -> ModuleRecord:
+    """A module's record as seen at one of its paths."""
+    if record.path == slot.path:
+        return record
+    others = tuple(path for path in (record.path, *record.aliases) if path != slot.path)
+    name = slot.path.rpartition(".")[2]
+    return replace(
+        record, path=slot.path, name=name, raw_path=slot.raw_path, wrappers=slot.wrappers, aliases=others
+    )

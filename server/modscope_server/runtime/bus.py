@@ -1,0 +1,214 @@
+"""From hooks to subscribers: bounded queues that never make the training thread wait.
+
+A hook publishes drafts; a subscriber drains events. What does not fit is dropped and counted, and
+sequence numbers show the gaps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from modscope.tensor import TensorData
+from modscope_server.inspection.records import StatsRecord
+from modscope_server.inspection.statistics import Reduction
+from modscope_server.inspection.tensors import to_data
+
+__all__ = ["Counters", "Draft", "DraftValue", "HookEvent", "HookValue", "Overflow", "Subscription"]
+
+Overflow = Literal["drop_oldest", "drop_newest"]
+
+
+@dataclass(frozen=True)
+class DraftValue:
+    """A value as a hook captured it: a reduction or a copy, still on the tensor's own device."""
+
+    role: str
+    key: str
+    shape: tuple[int, ...] = ()
+    dtype: str | None = None
+    reduction: Reduction | None = None
+    copy: torch.Tensor | None = None
+    note: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds on to."""
+        return 0 if self.copy is None else self.copy.numel() * self.copy.element_size()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A firing of a hook, as it is published."""
+
+    step: int
+    model: str
+    path: str
+    raw_path: str
+    type: str
+    hook: str
+    call: int
+    recompute: bool
+    time: float
+    values: tuple[DraftValue, ...]
+
+
+@dataclass(frozen=True)
+class HookValue:
+    """A value as a subscriber gets it, in host memory."""
+
+    role: str
+    """input, output, grad_input or grad_output."""
+    key: str
+    shape: tuple[int, ...]
+    dtype: str | None
+    stats: StatsRecord | None
+    tensor: TensorData | None
+    note: str
+
+
+@dataclass(frozen=True)
+class HookEvent:
+    """A firing of a hook, as a subscriber gets it."""
+
+    seq: int
+    step: int
+    model: str
+    path: str
+    raw_path: str
+    type: str
+    hook: str
+    call: int
+    recompute: bool
+    time: float
+    """Unix seconds."""
+    values: tuple[HookValue, ...]
+    dropped: int
+    """Events that the subscription had lost when this one was drained."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a subscription has seen."""
+
+    published: int
+    dropped: int
+    queued: int
+
+
+class Subscription:
+    """One subscriber's queue.
+
+    Args:
+        id: identifies it on this server.
+        overflow: what gives way when the queue is full.
+        events: bound of the queue in events.
+        size: bound of the captured tensors in the queue, in bytes.
+    """
+
+    def __init__(self, id: str, *, overflow: Overflow, events: int, size: int) -> None:
+        self.id = id
+        self.paths: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self.step = 0
+        self.ended: str | None = None
+        """Why no more events come; None while they may."""
+        self._overflow = overflow
+        self._max_events = events
+        self._max_size = size
+        self._mutex = threading.Lock()
+        self._queue: deque[tuple[int, Draft, int]] = deque()
+        self._size = 0
+        self._published = 0
+        self._dropped = 0
+        self._wake = threading.Event()
+
+    def publish(self, draft: Draft) -> None:
+        """Queue a draft or count it as dropped. Called by hooks: holds a lock for a few instructions only."""
+        size = sum(value.size for value in draft.values)
+        with self._mutex:
+            if self.ended is not None:
+                return
+            sequence = self._published
+            self._published += 1
+            full = len(self._queue) >= self._max_events or self._size + size > self._max_size
+            if full and (self._overflow == "drop_newest" or size > self._max_size):
+                self._dropped += 1
+                return
+            while self._queue and (
+                len(self._queue) >= self._max_events or self._size + size > self._max_size
+            ):
+                self._size -= self._queue.popleft()[2]
+                self._dropped += 1
+            self._queue.append((sequence, draft, size))
+            self._size += size
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def drain(self, timeout: float, limit: int = 256) -> list[HookEvent]:
+        """Events that wait, oldest first, at most `limit`; none where `timeout` seconds bring none.
+
+        Reductions and copies come over from their devices here, on the subscriber's thread.
+        """
+        if not self._queue and self.ended is None:
+            self._wake.wait(timeout)
+        with self._mutex:
+            taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
+            self._size -= sum(size for _, _, size in taken)
+            dropped = self._dropped
+            if not self._queue and self.ended is None:
+                self._wake.clear()
+        return [_event(sequence, draft, dropped) for sequence, draft, _ in taken]
+
+    def counters(self) -> Counters:
+        """What it has seen so far."""
+        with self._mutex:
+            return Counters(self._published, self._dropped, len(self._queue))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended and everything was drained."""
+        return self.ended is not None and not self._queue
+
+    def end(self, reason: str) -> None:
+        """Take no more events and wake the drain. Idempotent; what is queued can still be drained."""
+        with self._mutex:
+            self.ended = self.ended or reason
+        self._wake.set()
+
+
+def _event(sequence: int, draft: Draft, dropped: int) -> HookEvent:
+    return HookEvent(
+        seq=sequence,
+        step=draft.step,
+        model=draft.model,
+        path=draft.path,
+        raw_path=draft.raw_path,
+        type=draft.type,
+        hook=draft.hook,
+        call=draft.call,
+        recompute=draft.recompute,
+        time=draft.time,
+        values=_values(draft.values),
+        dropped=dropped,
+    )
+
+
+def _values(drafts: Sequence[DraftValue]) -> tuple[HookValue, ...]:
+    return tuple(
+        HookValue(
+            role=draft.role,
+            key=draft.key,
+            shape=draft.shape,
+            dtype=draft.dtype,
+            stats=None if draft.reduction is None else draft.reduction.resolve(),
+            tensor=None if draft.copy is None else to_data(draft.copy),
+            note=draft.note,
+        )
+        for draft in drafts
+    )

@@ -1,0 +1,295 @@
+"""The hooks that observe one module: what they see becomes drafts for the subscribers.
+
+A tap puts at most one pre- and one post-hook on its module, whatever is watched and by how many.
+Gradients of outputs come from tensor hooks on the outputs; the gradient of an input comes from an
+identity view of the input that the pre-hook hands on, so that it is this module's share alone and
+an in-place operation after the module stays legal (docs/decisions/0005).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from modscope_server.inspection.statistics import reduce
+from modscope_server.inspection.tensors import dtype_name, unreadable_reason
+from modscope_server.inspection.values import named_tensors
+from modscope_server.runtime.bus import Draft, DraftValue
+from modscope_server.runtime.gradients import Expected, GradientCollector, identity_views
+from modscope_server.runtime.sensors import in_backward
+
+__all__ = ["KINDS", "ModuleTap", "Sink"]
+
+KINDS = ("forward_pre", "forward", "backward_pre", "backward")
+_MOST_FAULTS = 3
+_LOG = logging.getLogger("modscope_server")
+_IN_PLACE = "in-place module: the gradient of its input cannot be had"
+
+
+class Sink(Protocol):
+    """A subscriber as a tap sees it."""
+
+    kinds: frozenset[str]
+    payload: str
+    every: int
+
+    def publish(self, draft: Draft) -> None: ...
+
+
+class _Call:
+    """One forward of the module, from its pre-hook to its backward."""
+
+    __slots__ = ("index", "inputs", "recompute", "step")
+
+    def __init__(self, index: int, step: int, recompute: bool) -> None:
+        self.index = index
+        self.step = step
+        self.recompute = recompute
+        self.inputs: list[tuple[str, torch.Tensor | None, int]] = []
+        """Key, identity view and its version, of each tensor given to forward; held until forward returns."""
+
+
+class _Hook:
+    """A callable on the module: harmless when copied or pickled, and it never raises."""
+
+    __slots__ = ("_act", "_tap")
+
+    def __init__(self, tap: ModuleTap, act: Callable[[ModuleTap, tuple[Any, ...]], Any]) -> None:
+        self._tap = weakref.ref(tap)
+        self._act = act
+
+    def __call__(self, module: nn.Module, *rest: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return None
+        tap = self._tap()
+        if tap is None or tap.module() is not module or not tap.sinks:
+            return None
+        try:
+            return self._act(tap, rest)
+        except Exception as error:
+            tap.fault(error)
+            return None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Hook:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class ModuleTap:
+    """All that is observed at one module.
+
+    `sinks` is replaced, never mutated: a hook that runs keeps the tuple it has seen.
+    """
+
+    def __init__(
+        self, module: nn.Module, model: str, path: str, raw_path: str, step: Callable[[], int]
+    ) -> None:
+        self.module = weakref.ref(module)
+        self.model = model
+        self.path = path
+        self.raw_path = raw_path
+        self.type = type(module).__name__
+        self.sinks: tuple[Sink, ...] = ()
+        self.fired = dict.fromkeys(KINDS, 0)
+        self.last_step: dict[str, int] = {}
+        self._step = step
+        self._in_place = bool(module.__dict__.get("inplace"))
+        self._handles: dict[str, RemovableHandle] = {}
+        self._calls: list[_Call] = []
+        self._counted = (-1, 0)
+        self._recomputed = (-1, 0)
+        self._faults = 0
+
+    def set_sinks(self, sinks: Iterable[Sink]) -> None:
+        """Serve these subscribers: hooks that are needed come, hooks that are not go."""
+        self.sinks = tuple(sinks)
+        kinds = set().union(*(sink.kinds for sink in self.sinks))
+        backward = bool(kinds & {"backward_pre", "backward"})
+        self._keep("pre", "forward_pre" in kinds or backward)
+        self._keep("post", "forward" in kinds or backward)
+
+    def fault(self, error: Exception) -> None:
+        """Count a fault of ours; after three the tap serves nobody any more."""
+        self._faults += 1
+        _LOG.error("a hook of modscope failed at %r; training goes on", self.path, exc_info=error)
+        if self._faults >= _MOST_FAULTS:
+            self.set_sinks(())
+
+    def _keep(self, place: str, wanted: bool) -> None:
+        module = self.module()
+        if wanted and place not in self._handles and module is not None:
+            if place == "pre":
+                hook = _Hook(self, ModuleTap._before)
+                self._handles[place] = module.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                hook = _Hook(self, ModuleTap._after)
+                self._handles[place] = module.register_forward_hook(hook, with_kwargs=True)
+        elif not wanted and place in self._handles:
+            self._handles.pop(place).remove()
+
+    def _before(self, rest: tuple[Any, ...]) -> Any:
+        args, kwargs = rest if len(rest) == 2 else (rest[0], {})
+        call = self._begin()
+        self._calls.append(call)
+        self._publish("forward_pre", call, "input", lambda: _arguments(args, kwargs))
+        if not torch.is_grad_enabled() or not self._wanting(call, "backward_pre", "backward"):
+            return None
+        inputs = _arguments(args, kwargs)
+        views: dict[int, torch.Tensor] = {}
+        if not self._in_place:
+            args, kwargs = identity_views(args, views), identity_views(kwargs, views)
+        for key, tensor in inputs:
+            view = views.get(id(tensor))
+            call.inputs.append((key, view, 0 if view is None else view._version))
+        if not views:
+            return None
+        return (args, kwargs) if len(rest) == 2 else args
+
+    def _after(self, rest: tuple[Any, ...]) -> None:
+        output = rest[-1]
+        call = self._calls.pop() if "pre" in self._handles and self._calls else self._begin()
+        self._publish("forward", call, "output", lambda: named_tensors(output))
+        if torch.is_grad_enabled() and self._wanting(call, "backward_pre", "backward"):
+            outputs = named_tensors(output)
+            self._await_gradients("backward_pre", call, outputs, ())
+            self._await_gradients("backward", call, outputs, call.inputs)
+        call.inputs = []
+
+    def _await_gradients(
+        self,
+        kind: str,
+        call: _Call,
+        outputs: Sequence[tuple[str, torch.Tensor | None]],
+        inputs: Sequence[tuple[str, torch.Tensor | None, int]],
+    ) -> None:
+        """Have the gradients of a call's outputs, and of its inputs, published as one event."""
+        sinks = self._wanting(call, kind)
+        if not sinks or not any(tensor is not None and tensor.requires_grad for _, tensor in outputs):
+            return
+        awaited: list[tuple[Expected, torch.Tensor | None]] = []
+        for key, view, version in inputs:
+            spoiled = self._in_place or (view is not None and view._version != version)
+            awaited.append(
+                (Expected("grad_input", key, _IN_PLACE if spoiled else ""), None if spoiled else view)
+            )
+        for key, tensor in outputs:
+            differentiable = tensor is not None and tensor.requires_grad
+            awaited.append((Expected("grad_output", key), tensor if differentiable else None))
+        payloads = {sink.payload for sink in sinks}
+        expected = [what for what, _ in awaited]
+        tap = weakref.ref(self)
+
+        def take(what: Expected, gradient: torch.Tensor) -> Any:
+            living = tap()
+            return (
+                None if living is None else living._guarded(_capture, what.role, what.key, gradient, payloads)
+            )
+
+        def emit(values: Sequence[Any]) -> None:
+            living = tap()
+            if living is not None:
+                captured = [
+                    value or _capture(what.role, what.key, None, payloads, what.note)
+                    for what, value in zip(expected, values, strict=True)
+                ]
+                living._guarded(living._send, kind, call, captured)
+
+        collector = GradientCollector(expected, take, emit)
+        for index, (_, tensor) in enumerate(awaited):
+            if tensor is not None:
+                collector.watch(index, tensor)
+
+    def _publish(
+        self,
+        kind: str,
+        call: _Call,
+        role: str,
+        values: Callable[[], Sequence[tuple[str, torch.Tensor | None]]],
+    ) -> None:
+        sinks = self._wanting(call, kind)
+        if sinks:
+            payloads = {sink.payload for sink in sinks}
+            self._send(kind, call, [_capture(role, key, tensor, payloads) for key, tensor in values()])
+
+    def _send(self, kind: str, call: _Call, captured: Sequence[dict[str, DraftValue]]) -> None:
+        self.fired[kind] += 1
+        self.last_step[kind] = call.step
+        moment = time.time()
+        drafts: dict[str, Draft] = {}
+        for sink in self._wanting(call, kind):
+            if sink.payload not in drafts:
+                drafts[sink.payload] = Draft(
+                    step=call.step,
+                    model=self.model,
+                    path=self.path,
+                    raw_path=self.raw_path,
+                    type=self.type,
+                    hook=kind,
+                    call=call.index,
+                    recompute=call.recompute,
+                    time=moment,
+                    values=tuple(value[sink.payload] for value in captured if sink.payload in value),
+                )
+            sink.publish(drafts[sink.payload])
+
+    def _guarded(self, act: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return act(*args)
+        except Exception as error:
+            self.fault(error)
+            return None
+
+    def _begin(self) -> _Call:
+        """Number this call within its step."""
+        step, recompute = self._step(), in_backward()
+        counted, index = self._recomputed if recompute else self._counted
+        if counted != step:
+            index = 0
+            self._calls.clear()
+        if recompute:
+            self._recomputed = (step, index + 1)
+        else:
+            self._counted = (step, index + 1)
+        return _Call(index, step, recompute)
+
+    def _wanting(self, call: _Call, *kinds: str) -> list[Sink]:
+        return [
+            sink for sink in self.sinks if not sink.kinds.isdisjoint(kinds) and call.step % sink.every == 0
+        ]
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, torch.Tensor | None]]:
+    return [*named_tensors(args), *(named_tensors(kwargs) if kwargs else ())]
+
+
+def _capture(
+    role: str, key: str, tensor: torch.Tensor | None, payloads: set[str], note: str = ""
+) -> dict[str, DraftValue]:
+    """One value in the form that each payload wants, computed once for all subscribers."""
+    if tensor is None:
+        return {payload: DraftValue(role, key, note=note) for payload in payloads}
+    shape, dtype = tuple(tensor.shape), dtype_name(tensor)
+    unreadable = unreadable_reason(tensor)
+    captured = {}
+    for payload in payloads:
+        wanted = "" if unreadable else payload
+        captured[payload] = DraftValue(
+            role,
+            key,
+            shape,
+            dtype,
+            reduction=reduce(tensor.detach()) if wanted == "stats" else None,
+            copy=tensor.detach().clone() if wanted == "tensor" else None,
+            note=unreadable,
+        )
+    return captured

@@ -1,0 +1,189 @@
+"""Watches: who observes which modules. Hooks exist only while somebody watches."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from modscope_server.errors import BadRequest, LimitExceeded, NoMatch
+from modscope_server.inspection.selection import select_modules
+from modscope_server.inspection.structure import Located
+from modscope_server.runtime.bus import Counters, Draft, Overflow, Subscription
+from modscope_server.runtime.capture import KINDS, ModuleTap
+from modscope_server.runtime.registry import Registered
+
+__all__ = ["HookManager", "HookState", "Watch", "WatchSpec"]
+
+Payload = Literal["none", "stats", "tensor"]
+
+
+@dataclass(frozen=True)
+class WatchSpec:
+    """What a subscriber asks for."""
+
+    glob: str = "*"
+    type: str = ""
+    kinds: tuple[str, ...] = ("forward",)
+    payload: Payload = "stats"
+    every: int = 1
+    overflow: Overflow = "drop_oldest"
+    queue: int = 0
+    """Bound in events; 0 means the server's."""
+
+
+@dataclass(frozen=True)
+class HookState:
+    """A hook that modscope has put on a module."""
+
+    path: str
+    kind: str
+    owner: str
+    """"watch" or "safe point"."""
+    watch_ids: tuple[str, ...]
+    fired: int
+    last_step: int | None
+
+
+class Watch:
+    """A subscription and what it selects: the sink that taps publish to."""
+
+    def __init__(self, spec: WatchSpec, subscription: Subscription, registered: Registered) -> None:
+        self.kinds = frozenset(spec.kinds)
+        self.payload: str = spec.payload
+        self.every = spec.every
+        self.subscription = subscription
+        self.registered = registered
+        self.taps: list[ModuleTap] = []
+
+    def publish(self, draft: Draft) -> None:
+        """Queue a draft for the subscriber."""
+        self.subscription.publish(draft)
+
+
+class HookManager:
+    """Puts taps on modules for the watches that want them, and takes them off with the last one.
+
+    Args:
+        watches: how many watches there may be at once.
+        events: bound of a watch's queue in events.
+        size: bound of the tensors in a watch's queue, in bytes.
+    """
+
+    def __init__(self, *, watches: int, events: int, size: int) -> None:
+        self._most = watches
+        self._events = events
+        self._size = size
+        self._mutex = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._watches: dict[str, Watch] = {}
+        self._taps: dict[tuple[str, int], ModuleTap] = {}
+
+    def watch(self, registered: Registered, spec: WatchSpec) -> Watch:
+        """Arm a watch: from here on every event is queued or counted as dropped.
+
+        Call it at a safe point, so that the first step is seen whole. Raises NoMatch, BadGlobError,
+        BadRequest, LimitExceeded.
+        """
+        _check(spec)
+        chosen = select_modules(registered.root, spec.glob, spec.type)
+        if not chosen:
+            kind = f" of type {spec.type!r}" if spec.type else ""
+            raise NoMatch(
+                f"no module of {registered.name!r} matches {spec.glob!r}{kind}",
+                hint="list them: `modscope modules`",
+                field="glob",
+            )
+        with self._mutex:
+            if len(self._watches) >= self._most:
+                raise LimitExceeded(
+                    f"{self._most} watches are open already",
+                    hint="end one, or raise limits.streams in attach",
+                )
+            subscription = Subscription(
+                f"watch-{next(self._numbers)}",
+                overflow=spec.overflow,
+                events=min(spec.queue, self._events) if spec.queue else self._events,
+                size=self._size,
+            )
+            watch = Watch(spec, subscription, registered)
+            subscription.step = registered.step_count()
+            subscription.paths = tuple(located.path for located in chosen)
+            subscription.notes = _notes(chosen)
+            self._watches[subscription.id] = watch
+            for located in chosen:
+                if not isinstance(located.module, torch.jit.ScriptModule):
+                    tap = self._tap(registered, located)
+                    watch.taps.append(tap)
+                    tap.set_sinks((*tap.sinks, watch))
+        return watch
+
+    def stop(self, watch_id: str, reason: str = "stopped") -> Counters:
+        """End a watch: its hooks are gone when this returns. A watch that has ended is no error."""
+        with self._mutex:
+            watch = self._watches.pop(watch_id, None)
+            if watch is None:
+                return Counters(0, 0, 0)
+            watch.subscription.end(reason)
+            for tap in watch.taps:
+                tap.set_sinks(sink for sink in tap.sinks if sink is not watch)
+            self._taps = {key: tap for key, tap in self._taps.items() if tap.sinks}
+        return watch.subscription.counters()
+
+    def stop_all(self, reason: str) -> None:
+        """End every watch."""
+        for watch_id in list(self._watches):
+            self.stop(watch_id, reason)
+
+    def listing(self, registered: Registered) -> list[HookState]:
+        """The hooks on a model: the safe point's, then the watches' in PyTorch's module order."""
+        states = [HookState("", kind, "safe point", (), 0, None) for kind in registered.safe_point_hooks()]
+        with self._mutex:
+            taps = [tap for (model, _), tap in self._taps.items() if model == registered.name]
+            for tap in taps:
+                for kind in KINDS:
+                    ids = tuple(
+                        sink.subscription.id
+                        for sink in tap.sinks
+                        if isinstance(sink, Watch) and kind in sink.kinds
+                    )
+                    if ids:
+                        last = tap.last_step.get(kind)
+                        states.append(HookState(tap.path, kind, "watch", ids, tap.fired[kind], last))
+        return states
+
+    def _tap(self, registered: Registered, located: Located) -> ModuleTap:
+        key = (registered.name, id(located.module))
+        tap = self._taps.get(key)
+        if tap is None or tap.module() is not located.module:
+            tap = ModuleTap(
+                located.module, registered.name, located.path, located.raw_path, registered.step_count
+            )
+            self._taps[key] = tap
+        return tap
+
+
+def _check(spec: WatchSpec) -> None:
+    unknown = [kind for kind in spec.kinds if kind not in KINDS]
+    if unknown or not spec.kinds:
+        raise BadRequest(
+            f"unknown hook kinds {unknown}", hint=f"use some of {', '.join(KINDS)}", field="hooks"
+        )
+    if spec.payload not in ("none", "stats", "tensor"):
+        raise BadRequest(
+            f"payload {spec.payload!r} is not served", hint="use none, stats or tensor", field="payload"
+        )
+    if spec.every < 1:
+        raise BadRequest(f"every must be at least 1, got {spec.every}", field="every")
+    if spec.queue < 0:
+        raise BadRequest(f"queue must not be negative, got {spec.queue}", field="queue")
+
+
+def _notes(chosen: list[Located]) -> tuple[str, ...]:
+    scripted = [located.path for located in chosen if isinstance(located.module, torch.jit.ScriptModule)]
+    if not scripted:
+        return ()
+    return (f"ScriptModules take no hooks, so nothing will come from: {', '.join(map(repr, scripted))}",)

@@ -1,0 +1,89 @@
+"""The registered models and the optimizers that hold their parameters."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from modscope_server.errors import UnknownModel
+from modscope_server.inspection.optimizers import Groups
+
+__all__ = ["Registered", "Registry"]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered root module."""
+
+    name: str
+    root: nn.Module
+    groups: Callable[[], Groups]
+    """The optimizer groups known now, over all optimizers."""
+    step_count: Callable[[], int]
+    """Completed training iterations."""
+
+    def safe_point_hooks(self) -> tuple[str, ...]:
+        """Kinds of the hooks that the safe point keeps on the root."""
+        return () if isinstance(self.root, torch.jit.ScriptModule) else ("forward_pre", "forward")
+
+
+class Registry:
+    """Models by name, and the optimizers that were given or have been seen to step.
+
+    Args:
+        models: roots by name, in order.
+        optimizers: the optimizers given to attach; others are found when they step, by the
+            identity of their parameters.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer] = ()) -> None:
+        self.models = dict(models)
+        self._given = list(optimizers)
+        self._found: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
+        self._step_count: Callable[[], int] = lambda: 0
+
+    def count_steps_with(self, step_count: Callable[[], int]) -> None:
+        """Take the step count from here."""
+        self._step_count = step_count
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the order of registration."""
+        return list(self.models)
+
+    def get(self, name: str = "") -> Registered:
+        """The model of that name; "" means the only one. Raises UnknownModel."""
+        if not name and len(self.models) == 1:
+            name = next(iter(self.models))
+        if name not in self.models:
+            listed = ", ".join(map(repr, self.models))
+            raise UnknownModel(
+                f"there is no model {name!r}" if name else "there are several models: name one",
+                hint=f"the models are {listed}",
+                field="model",
+            )
+        return Registered(name, self.models[name], self.groups, self._step_count)
+
+    def optimizers(self) -> list[Optimizer]:
+        """Those given, then those found."""
+        return self._given + [optimizer for optimizer, ours in list(self._found.items()) if ours]
+
+    def groups(self) -> Groups:
+        """Their parameter groups, numbered over all of them."""
+        return Groups.of(self.optimizers())
+
+    def holds(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer's steps concern these models. Remembered after the first time."""
+        if any(optimizer is given for given in self._given):
+            return True
+        known = self._found.get(optimizer)
+        if known is None:
+            mine = {id(parameter) for root in self.models.values() for parameter in root.parameters()}
+            known = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+            self._found[optimizer] = known
+        return known

@@ -1,0 +1,260 @@
+"""The runtime's records <-> protobuf messages. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf import timestamp_pb2
+
+from modscope import wire
+from modscope.v1 import event_pb2, hook_service_pb2, model_pb2, tensor_pb2, value_pb2
+from modscope_server.errors import BadRequest
+from modscope_server.inspection.records import ModuleRecord, StatsRecord, TensorRecord
+from modscope_server.inspection.values import (
+    ListNode,
+    MappingNode,
+    Node,
+    NoneNode,
+    Opaque,
+    Scalar,
+    TensorRef,
+    TupleNode,
+)
+from modscope_server.runtime.bus import HookEvent, HookValue
+from modscope_server.runtime.hooks import HookState
+
+__all__ = [
+    "HOOK_KINDS",
+    "OVERFLOWS",
+    "PAYLOADS",
+    "buffer_info",
+    "choice",
+    "event",
+    "hook_info",
+    "module_info",
+    "node_of",
+    "parameter_info",
+    "scalar",
+    "spec_from",
+    "timestamp",
+    "value_of",
+]
+
+HOOK_KINDS: dict[str, event_pb2.HookKind.ValueType] = {
+    "forward_pre": event_pb2.HOOK_KIND_FORWARD_PRE,
+    "forward": event_pb2.HOOK_KIND_FORWARD,
+    "backward_pre": event_pb2.HOOK_KIND_BACKWARD_PRE,
+    "backward": event_pb2.HOOK_KIND_BACKWARD,
+}
+PAYLOADS: dict[str, event_pb2.Payload.ValueType] = {
+    "none": event_pb2.PAYLOAD_NONE,
+    "stats": event_pb2.PAYLOAD_STATS,
+    "histogram": event_pb2.PAYLOAD_HISTOGRAM,
+    "tensor": event_pb2.PAYLOAD_TENSOR,
+}
+OVERFLOWS: dict[str, event_pb2.Overflow.ValueType] = {
+    "drop_oldest": event_pb2.OVERFLOW_DROP_OLDEST,
+    "drop_newest": event_pb2.OVERFLOW_DROP_NEWEST,
+}
+_ROLES: dict[str, event_pb2.Role.ValueType] = {
+    "input": event_pb2.ROLE_INPUT,
+    "output": event_pb2.ROLE_OUTPUT,
+    "grad_input": event_pb2.ROLE_GRAD_INPUT,
+    "grad_output": event_pb2.ROLE_GRAD_OUTPUT,
+}
+
+
+def choice(table: Mapping[str, int], number: int, default: str, field: str) -> str:
+    """The word for an enum value; `default` where none is set. Raises BadRequest for an unknown one."""
+    if not number:
+        return default
+    for word, known in table.items():
+        if known == number:
+            return word
+    raise BadRequest(f"{field} has no value {number}", hint=f"choose from {', '.join(table)}", field=field)
+
+
+def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    """Unix seconds as a message."""
+    whole = int(seconds)
+    return timestamp_pb2.Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def module_info(record: ModuleRecord, text: str | None = None) -> model_pb2.ModuleInfo:
+    """A module; `text` is its repr, where it was asked for."""
+    return model_pb2.ModuleInfo(
+        path=record.path,
+        name=record.name,
+        type=record.type,
+        qualified_type=record.qualified_type,
+        training=record.training,
+        children=record.children,
+        parameters=record.parameters,
+        trainable_parameters=record.trainable_parameters,
+        aliases=record.aliases,
+        raw_path=record.raw_path,
+        wrappers=record.wrappers,
+        repr=text,
+    )
+
+
+def parameter_info(record: TensorRecord) -> model_pb2.ParameterInfo:
+    """A parameter."""
+    return model_pb2.ParameterInfo(**_tensor_fields(record))
+
+
+def buffer_info(record: TensorRecord) -> model_pb2.BufferInfo:
+    """A buffer."""
+    return model_pb2.BufferInfo(**_tensor_fields(record), persistent=bool(record.persistent))
+
+
+def _tensor_fields(record: TensorRecord) -> dict[str, Any]:
+    return {
+        "path": record.path,
+        "shape": record.shape,
+        "dtype": record.dtype,
+        "device": record.device,
+        "numel": record.numel,
+        "requires_grad": record.requires_grad,
+        "has_grad": record.has_grad,
+        "tied_with": record.tied_with,
+        "optimizer": record.optimizer,
+        "module_type": record.module_type,
+        "raw_path": record.raw_path,
+        "unreadable": record.unreadable,
+        "stats": None if record.stats is None else stats(record.stats),
+    }
+
+
+def stats(record: StatsRecord) -> tensor_pb2.Stats:
+    """A reduction of a tensor."""
+    return tensor_pb2.Stats(
+        count=record.count,
+        mean=record.mean,
+        std=record.std,
+        min=record.min,
+        max=record.max,
+        norm=record.norm,
+        zeros=record.zeros,
+        nan=record.nan,
+        inf=record.inf,
+    )
+
+
+def scalar(message: tensor_pb2.Scalar, field: str) -> bool | int | float | str:
+    """One number, truth value or text. Raises BadRequest where none is set."""
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise BadRequest(f"{field} is an empty Scalar", hint="set one of its fields", field=field)
+    value: bool | int | float | str = getattr(message, kind)
+    return value
+
+
+def spec_from(spec: tensor_pb2.TensorSpec, field: str) -> tuple[str, tuple[int, ...], int]:
+    """Dtype name, shape and byte size. Raises BadRequest where they contradict."""
+    try:
+        return wire.spec_from(spec)
+    except ValueError as error:
+        raise BadRequest(
+            str(error), hint="send dtype, dtype_name and shape that agree", field=field
+        ) from error
+
+
+def event(record: HookEvent) -> event_pb2.Event:
+    """One firing of a hook, without the bytes of tensors."""
+    return event_pb2.Event(
+        seq=record.seq,
+        step=record.step,
+        model=record.model,
+        path=record.path,
+        type=record.type,
+        hook=HOOK_KINDS[record.hook],
+        call=record.call,
+        time=timestamp(record.time),
+        values=[_value_info(value) for value in record.values],
+        dropped=record.dropped,
+        raw_path=record.raw_path,
+        recompute=record.recompute,
+    )
+
+
+def _value_info(value: HookValue) -> event_pb2.ValueInfo:
+    tensor = value.tensor
+    return event_pb2.ValueInfo(
+        role=_ROLES[value.role],
+        key=value.key,
+        shape=value.shape,
+        dtype=value.dtype,
+        stats=None if value.stats is None else stats(value.stats),
+        tensor=None if tensor is None else wire.spec_of(tensor.dtype, tensor.shape, len(tensor.data)),
+        note=value.note,
+    )
+
+
+def hook_info(state: HookState) -> hook_service_pb2.HookInfo:
+    """A hook of ours on a module."""
+    return hook_service_pb2.HookInfo(
+        path=state.path,
+        kind=HOOK_KINDS[state.kind],
+        owner=state.owner,
+        watch_ids=state.watch_ids,
+        fired=state.fired,
+        last_step=state.last_step,
+    )
+
+
+def value_of(node: Node) -> value_pb2.Value:
+    """The wire form of a structure."""
+    if isinstance(node, TensorRef):
+        return value_pb2.Value(tensor=node.index)
+    if isinstance(node, NoneNode):
+        return value_pb2.Value(none=value_pb2.NoneValue())
+    if isinstance(node, ListNode):
+        return value_pb2.Value(list=_sequence(node.items))
+    if isinstance(node, TupleNode):
+        return value_pb2.Value(tuple=_sequence(node.items))
+    if isinstance(node, MappingNode):
+        entries = [value_pb2.MappingEntry(key=_text(key), value=value_of(item)) for key, item in node.entries]
+        return value_pb2.Value(mapping=value_pb2.MappingValue(type=node.type, entries=entries))
+    if isinstance(node, Opaque):
+        return value_pb2.Value(opaque=value_pb2.OpaqueValue(type=node.type, repr=_text(node.repr)))
+    value = node.value
+    if isinstance(value, bool):
+        return value_pb2.Value(boolean=value)
+    if isinstance(value, int):
+        return value_pb2.Value(integer=value)
+    if isinstance(value, float):
+        return value_pb2.Value(real=value)
+    return value_pb2.Value(text=_text(value))
+
+
+def node_of(value: value_pb2.Value) -> Node:
+    """The structure that a wire value describes. Raises BadRequest for a value with no kind set."""
+    kind = value.WhichOneof("kind")
+    if kind == "tensor":
+        return TensorRef(value.tensor)
+    if kind == "none":
+        return NoneNode()
+    if kind == "list":
+        return ListNode(tuple(map(node_of, value.list.items)))
+    if kind == "tuple":
+        return TupleNode(tuple(map(node_of, value.tuple.items)))
+    if kind == "mapping":
+        return MappingNode(
+            value.mapping.type, tuple((e.key, node_of(e.value)) for e in value.mapping.entries)
+        )
+    if kind == "opaque":
+        return Opaque(value.opaque.type, value.opaque.repr)
+    if kind is None:
+        raise BadRequest("a Value has no kind", hint="set one of its fields; `none` for None", field="value")
+    return Scalar(getattr(value, kind))
+
+
+def _sequence(items: Iterable[Node]) -> value_pb2.SequenceValue:
+    return value_pb2.SequenceValue(items=map(value_of, items))
+
+
+def _text(text: str) -> str:
+    """The text without the lone surrogates that protobuf refuses."""
+    return text.encode("utf-8", "backslashreplace").decode()

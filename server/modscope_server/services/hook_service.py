@@ -1,0 +1,137 @@
+"""HookService: watches as streams of events, and the hooks that stand on a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Literal, cast
+
+from modscope.tensor import chunks
+from modscope.v1 import event_pb2, hook_service_pb2
+from modscope.wire import Frame
+from modscope_server.errors import BadRequest
+from modscope_server.runtime.bus import HookEvent, Overflow, Subscription
+from modscope_server.runtime.hooks import WatchSpec
+from modscope_server.services import convert
+from modscope_server.services.call import Call
+from modscope_server.services.serving import Serving
+
+__all__ = ["HookServicer"]
+
+_Response = hook_service_pb2.WatchResponse
+_BATCH_BYTES = 1 << 20
+
+
+class HookServicer:
+    """Translates HookService's calls."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def watch(self, request: hook_service_pb2.WatchRequest, call: Call) -> Iterator[Frame[_Response]]:
+        """Arm a watch, then stream what it sees until it ends or its reader goes."""
+        hooks = self._serving.hooks
+        registered = self._serving.registry.get(request.model)
+        spec = _spec(request)
+        subscription = self._serving.run(call, lambda: hooks.watch(registered, spec)).value.subscription
+        try:
+            call.when_gone(lambda: subscription.end("the reader left"))
+            yield Frame(_created(subscription))
+            heartbeat = self._serving.config.limits.heartbeat
+            while not subscription.finished:
+                events = subscription.drain(heartbeat)
+                if call.is_set():
+                    return
+                yield from _messages(events)
+                if not events and not subscription.finished:
+                    yield Frame(_heartbeat(subscription, registered.step_count()))
+            yield Frame(_ended(subscription))
+        finally:
+            hooks.stop(subscription.id)
+
+    def stop_watch(
+        self, request: hook_service_pb2.StopWatchRequest, call: Call
+    ) -> hook_service_pb2.StopWatchResponse:
+        """End a watch, whoever reads it."""
+        counters = self._serving.hooks.stop(request.watch_id)
+        return hook_service_pb2.StopWatchResponse(published=counters.published, dropped=counters.dropped)
+
+    def list_hooks(
+        self, request: hook_service_pb2.ListHooksRequest, call: Call
+    ) -> hook_service_pb2.ListHooksResponse:
+        """The hooks of ours on a model."""
+        states = self._serving.hooks.listing(self._serving.registry.get(request.model))
+        return hook_service_pb2.ListHooksResponse(hooks=map(convert.hook_info, states))
+
+
+def _spec(request: hook_service_pb2.WatchRequest) -> WatchSpec:
+    if request.every < 0:
+        raise BadRequest(
+            f"every is {request.every}", hint="give 1 for each step, 10 for each tenth", field="every"
+        )
+    kinds = dict.fromkeys(
+        convert.choice(convert.HOOK_KINDS, kind, "forward", "hooks") for kind in request.hooks
+    )
+    payload = convert.choice(convert.PAYLOADS, request.payload, "stats", "payload")
+    overflow = convert.choice(convert.OVERFLOWS, request.overflow, "drop_oldest", "overflow")
+    return WatchSpec(
+        glob=request.glob if request.HasField("glob") else "*",
+        type=request.type,
+        kinds=tuple(kinds) or ("forward",),
+        payload=cast('Literal["none", "stats", "tensor"]', payload),
+        every=request.every or 1,
+        overflow=cast("Overflow", overflow),
+        queue=request.queue,
+    )
+
+
+def _messages(events: Iterable[HookEvent]) -> Iterator[Frame[_Response]]:
+    """Events in batches; one that brings tensors ends its batch, and their bytes follow."""
+    batch: list[event_pb2.Event] = []
+    size = 0
+    for event in events:
+        message = convert.event(event)
+        batch.append(message)
+        size += message.ByteSize()
+        tensors = [value.tensor for value in event.values if value.tensor is not None]
+        if tensors or size > _BATCH_BYTES:
+            yield Frame(_Response(events=batch))
+            batch, size = [], 0
+        for tensor in tensors:
+            for chunk in chunks(tensor.data):
+                yield Frame(_Response(), chunk)
+    if batch:
+        yield Frame(_Response(events=batch))
+
+
+def _created(subscription: Subscription) -> _Response:
+    return _Response(
+        created=hook_service_pb2.WatchCreated(
+            watch_id=subscription.id,
+            paths=subscription.paths,
+            step=subscription.step,
+            notes=subscription.notes,
+        )
+    )
+
+
+def _heartbeat(subscription: Subscription, step: int) -> _Response:
+    counters = subscription.counters()
+    return _Response(
+        heartbeat=hook_service_pb2.WatchHeartbeat(
+            step=step,
+            published=counters.published,
+            dropped=counters.dropped,
+            queued=counters.queued,
+            time=convert.timestamp(time.time()),
+        )
+    )
+
+
+def _ended(subscription: Subscription) -> _Response:
+    counters = subscription.counters()
+    return _Response(
+        ended=hook_service_pb2.WatchEnded(
+            reason=subscription.ended or "", published=counters.published, dropped=counters.dropped
+        )
+    )

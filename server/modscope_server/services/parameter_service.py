@@ -1,0 +1,301 @@
+"""ParameterService: listing, reading, writing, freezing and reinitialising parameters and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from modscope import wire
+from modscope.tensor import CHUNK_BYTES, TensorData, digest
+from modscope.v1 import parameter_service_pb2 as messages
+from modscope.v1 import tensor_pb2
+from modscope.v1.operation_pb2 import Operation
+from modscope.wire import Frame
+from modscope_server import reinit
+from modscope_server.errors import NoMatch
+from modscope_server.inspection.edits import check_announced, checked_source, freeze, unfreeze, write_checked
+from modscope_server.inspection.parameters import find_tensor, records_of, tensor_of, tensor_record
+from modscope_server.inspection.records import LocatedTensor, TensorRecord
+from modscope_server.inspection.selection import select_located_buffers, select_located_parameters
+from modscope_server.inspection.statistics import Reduction, reduce, statistics
+from modscope_server.inspection.tensors import (
+    dtype_name,
+    from_data,
+    nbytes,
+    shape_of,
+    to_data,
+    unreadable_reason,
+)
+from modscope_server.runtime.registry import Registered
+from modscope_server.runtime.safepoint import Kind
+from modscope_server.services import convert
+from modscope_server.services.auth import changes
+from modscope_server.services.call import Call
+from modscope_server.services.serving import Serving, batches
+from modscope_server.services.uploads import Reservation, Uploads
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ParameterServicer"]
+
+
+class ParameterServicer:
+    """Translates ParameterService's calls."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def list_parameters(
+        self, request: messages.ListParametersRequest, call: Call
+    ) -> Iterator[messages.ListParametersResponse]:
+        """The parameters that match, in batches."""
+        registered = self._serving.registry.get(request.model)
+        wanted = request.requires_grad if request.HasField("requires_grad") else None
+
+        def select() -> list[LocatedTensor]:
+            located = select_located_parameters(registered.root, request.glob, request.type)
+            return [one for one in located if wanted is None or one.tensor.requires_grad == wanted]
+
+        records, step = self._records(call, registered, select, stats=request.stats)
+        for batch in batches(records):
+            yield messages.ListParametersResponse(parameters=map(convert.parameter_info, batch), step=step)
+
+    def list_buffers(
+        self, request: messages.ListBuffersRequest, call: Call
+    ) -> Iterator[messages.ListBuffersResponse]:
+        """The buffers that match, in batches."""
+        registered = self._serving.registry.get(request.model)
+
+        def select() -> list[LocatedTensor]:
+            return select_located_buffers(registered.root, request.glob, request.type)
+
+        records, step = self._records(call, registered, select, stats=request.stats)
+        for batch in batches(records):
+            yield messages.ListBuffersResponse(buffers=map(convert.buffer_info, batch), step=step)
+
+    def get_tensor(self, request: messages.GetTensorRequest, call: Call) -> messages.GetTensorResponse:
+        """One parameter or buffer whole; statistics and digest come from a copy, after the safe point."""
+        registered = self._serving.registry.get(request.model)
+        with Reservation(self._serving.budget) as staging:
+
+            def copy() -> tuple[TensorRecord, TensorData | None]:
+                record = tensor_record(registered.root, request.path, registered.groups())
+                if record.unreadable:
+                    return record, None
+                tensor = find_tensor(registered.root, request.path).tensor
+                staging.reserve(nbytes(tensor))
+                return record, to_data(tensor)
+
+            answer = self._serving.run(call, copy)
+            record, data = answer.value
+            response = messages.GetTensorResponse(step=answer.step)
+            if data is not None:
+                response.digest = digest(data)
+                if request.stats:
+                    record = replace(record, stats=statistics(from_data(data)))
+        if record.persistent is None:
+            response.parameter.CopyFrom(convert.parameter_info(record))
+        else:
+            response.buffer.CopyFrom(convert.buffer_info(record))
+        return response
+
+    def read_tensor(
+        self, request: messages.ReadTensorRequest, call: Call
+    ) -> Frame[messages.ReadTensorResponse]:
+        """The elements of one small tensor."""
+        registered = self._serving.registry.get(request.model)
+
+        def copy() -> tuple[tensor_pb2.TensorSpec, TensorData | None]:
+            tensor = _tensor(registered, request.path, request.what)
+            if not unreadable_reason(tensor) and nbytes(tensor) > CHUNK_BYTES:
+                return wire.spec_of(dtype_name(tensor), shape_of(tensor), nbytes(tensor)), None
+            data = to_data(tensor)
+            return wire.spec_of(data.dtype, data.shape, len(data.data)), data
+
+        answer = self._serving.run(call, copy, _kind(request.what))
+        spec, data = answer.value
+        header = messages.ReadTensorResponse(step=answer.step, spec=spec, too_large=data is None)
+        return Frame(header, b"" if data is None else data.data)
+
+    def read_tensors(
+        self, request: messages.ReadTensorsRequest, call: Call
+    ) -> Iterator[Frame[messages.ReadTensorsResponse]]:
+        """The elements of tensors, all of one step."""
+        registered = self._serving.registry.get(request.model)
+
+        def collect() -> list[tuple[str, torch.Tensor]]:
+            return [(path, _tensor(registered, path, request.what)) for path in request.paths]
+
+        with self._serving.staged(call, collect, _kind(request.what)) as staged:
+            yield Frame(messages.ReadTensorsResponse(step=staged.step))
+            for chunk in staged.chunks():
+                message = messages.ReadTensorsResponse()
+                if chunk.begins:
+                    entry = staged.entries[chunk.entry]
+                    message.tensor.key = entry.key
+                    message.tensor.spec.CopyFrom(wire.spec_of(entry.dtype, entry.shape, entry.size))
+                yield Frame(message, chunk.data)
+
+    @changes
+    def write_tensor(
+        self, requests: Iterator[Frame[messages.WriteTensorRequest]], call: Call
+    ) -> messages.WriteTensorResponse:
+        """Take in a tensor, check it, then copy it into its target at a safe point."""
+        with Uploads(self._serving.budget) as uploads:
+            first, data = next(requests, Frame(messages.WriteTensorRequest()))
+            registered = self._serving.registry.get(first.model)
+            target = self._serving.safepoint.peek(lambda: find_tensor(registered.root, first.path)).value
+            fill = convert.scalar(first.fill, "fill") if first.HasField("fill") else None
+            if first.HasField("spec"):
+                dtype, shape, size = convert.spec_from(first.spec, "spec")
+                check_announced(target, dtype, shape, cast=first.cast)
+                uploads.begin(first.path, dtype, shape, size)
+            uploads.feed(data)
+            for frame in requests:
+                uploads.feed(frame.data)
+            received = next(iter(uploads.finish()), None)
+            source = checked_source(target, received, fill, first.cast, first.allow_non_finite)
+
+            def write() -> str:
+                live = find_tensor(registered.root, first.path)
+                write_checked(live, source)
+                return live.path
+
+            answer = self._serving.run(call, write, "write")
+        operation = self._serving.operation(
+            call, kind="write", model=registered.name, paths=[answer.value], answer=answer
+        )
+        return messages.WriteTensorResponse(operation=operation)
+
+    @changes
+    def freeze(self, request: messages.FreezeRequest, call: Call) -> messages.FreezeResponse:
+        """Set requires_grad to False."""
+        registered = self._serving.registry.get(request.model)
+
+        def change(located: list[LocatedTensor]) -> tuple[str, ...]:
+            groups, scaled = registered.groups(), self._serving.scaled()
+            return freeze(located, groups, registered.root, request.force, scaled=scaled)
+
+        return messages.FreezeResponse(operation=self._change(request, registered, call, "freeze", change))
+
+    @changes
+    def unfreeze(self, request: messages.UnfreezeRequest, call: Call) -> messages.UnfreezeResponse:
+        """Set requires_grad to True."""
+        registered = self._serving.registry.get(request.model)
+
+        def change(located: list[LocatedTensor]) -> tuple[str, ...]:
+            return unfreeze(located, registered.groups(), registered.root)
+
+        return messages.UnfreezeResponse(
+            operation=self._change(request, registered, call, "unfreeze", change)
+        )
+
+    @changes
+    def reinitialize(
+        self, request: messages.ReinitializeRequest, call: Call
+    ) -> messages.ReinitializeResponse:
+        """Plan a reinitialisation and, unless it is a dry run, carry it out at the same safe point."""
+        registered = self._serving.registry.get(request.model)
+        arguments = {
+            name: convert.scalar(value, f"arguments.{name}") for name, value in request.arguments.items()
+        }
+
+        def plan_and_apply() -> tuple[Sequence[str], tuple[str, ...]]:
+            plan = reinit.plan(
+                registered.root,
+                request.glob if request.HasField("glob") else "*",
+                request.type,
+                request.parameter if request.HasField("parameter") else None,
+                request.scheme or reinit.RESET_PARAMETERS,
+                arguments,
+                request.seed if request.HasField("seed") else None,
+            )
+            if request.dry_run:
+                return plan.paths, ()
+            reinit.apply(plan)
+            groups = registered.groups()
+            restarted = 0
+            if not request.keep_optimizer_state:
+                restarted = sum(groups.clear_state(step.tensor) for step in plan.steps)
+            note = f"the optimizer's state of {restarted} tensors begins anew"
+            return plan.paths, (note,) if restarted else ()
+
+        answer = self._serving.run(call, plan_and_apply, "read" if request.dry_run else "write")
+        paths, notes = answer.value
+        operation = self._serving.operation(
+            call,
+            kind="reinitialize",
+            model=registered.name,
+            paths=paths,
+            answer=answer,
+            notes=notes,
+            dry_run=request.dry_run,
+        )
+        return messages.ReinitializeResponse(operation=operation)
+
+    def _change(
+        self,
+        request: messages.FreezeRequest | messages.UnfreezeRequest,
+        registered: Registered,
+        call: Call,
+        kind: str,
+        change: Callable[[list[LocatedTensor]], tuple[str, ...]],
+    ) -> Operation:
+        """Select parameters and change them, at one safe point."""
+
+        def select_and_change() -> tuple[list[str], tuple[str, ...]]:
+            located = select_located_parameters(registered.root, request.glob, request.type)
+            if not located:
+                raise _no_match(registered.name, request.glob, request.type)
+            return [one.path for one in located], change(located)
+
+        answer = self._serving.run(call, select_and_change, "write")
+        paths, notes = answer.value
+        return self._serving.operation(
+            call, kind=kind, model=registered.name, paths=paths, answer=answer, notes=notes
+        )
+
+    def _records(
+        self, call: Call, registered: Registered, select: Callable[[], list[LocatedTensor]], *, stats: bool
+    ) -> tuple[Sequence[TensorRecord], int]:
+        """Records of what is selected, and the step at which they hold."""
+        if not stats:
+            listed = self._serving.safepoint.peek(lambda: records_of(select(), registered.groups()))
+            return listed.value, listed.step
+
+        def measure() -> list[tuple[TensorRecord, Reduction | None]]:
+            located = select()
+            records = records_of(located, registered.groups())
+            return [
+                (record, None if record.unreadable else reduce(one.tensor))
+                for one, record in zip(located, records, strict=True)
+            ]
+
+        answer = self._serving.run(call, measure)
+        measured = [
+            record if reduction is None else replace(record, stats=reduction.resolve())
+            for record, reduction in answer.value
+        ]
+        return measured, answer.step
+
+
+def _tensor(registered: Registered, path: str, what: str) -> torch.Tensor:
+    located = find_tensor(registered.root, path)
+    if what in ("", "value", "grad"):
+        return tensor_of(located, what)
+    return tensor_of(located, what, registered.groups())
+
+
+def _kind(what: str) -> Kind:
+    return "grad" if what == "grad" else "read"
+
+
+def _no_match(model: str, glob: str, type: str) -> NoMatch:
+    owner = f" in a module of type {type!r}" if type else ""
+    return NoMatch(
+        f"no parameter of {model!r} matches {glob or '*'!r}{owner}",
+        hint="list them: `modscope params`",
+        field="glob",
+    )
