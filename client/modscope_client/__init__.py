@@ -1,0 +1,132 @@
+"""The client of modscope: see inside a live PyTorch model and change it, from anywhere, without torch.
+
+    from modscope_client import connect
+
+    with connect() as client:
+        print(client.model())
+
+Each name is imported when it is first used, so that `import modscope_client` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modscope_client import aio, errors, types
+    from modscope_client.client import Client, connect
+    from modscope_client.discovery import servers
+    from modscope_client.errors import (
+        DeadlineExceeded,
+        FailedPrecondition,
+        Internal,
+        InvalidArgument,
+        ModscopeError,
+        NotFound,
+        PermissionDenied,
+        ResourceExhausted,
+        Unauthenticated,
+        Unavailable,
+    )
+    from modscope_client.handles import RemoteModel, RemoteModule, RemoteParameter
+    from modscope_client.subscription import Subscription
+    from modscope_client.types import (
+        BufferInfo,
+        Event,
+        Histogram,
+        HookInfo,
+        LoadResult,
+        ModelInfo,
+        ModuleInfo,
+        Opaque,
+        Operation,
+        ParameterInfo,
+        ServerInfo,
+        StateDictKeys,
+        Stats,
+        TensorData,
+        TensorDetail,
+        TensorSpec,
+        ValueInfo,
+        WatchCounters,
+    )
+
+__all__ = [
+    "BufferInfo",
+    "Client",
+    "DeadlineExceeded",
+    "Event",
+    "FailedPrecondition",
+    "Histogram",
+    "HookInfo",
+    "Internal",
+    "InvalidArgument",
+    "LoadResult",
+    "ModelInfo",
+    "ModscopeError",
+    "ModuleInfo",
+    "NotFound",
+    "Opaque",
+    "Operation",
+    "ParameterInfo",
+    "PermissionDenied",
+    "RemoteModel",
+    "RemoteModule",
+    "RemoteParameter",
+    "ResourceExhausted",
+    "ServerInfo",
+    "StateDictKeys",
+    "Stats",
+    "Subscription",
+    "TensorData",
+    "TensorDetail",
+    "TensorSpec",
+    "Unauthenticated",
+    "Unavailable",
+    "ValueInfo",
+    "WatchCounters",
+    "aio",
+    "connect",
+    "errors",
+    "servers",
+    "types",
+]
+
+_MODULES = ("aio", "errors", "types")
+_ERRORS = (
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "Internal",
+    "InvalidArgument",
+    "ModscopeError",
+    "NotFound",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "Unauthenticated",
+    "Unavailable",
+)
+_HOMES = {
+    "Client": "client",
+    "connect": "client",
+    "servers": "discovery",
+    "RemoteModel": "handles",
+    "RemoteModule": "handles",
+    "RemoteParameter": "handles",
+    "Subscription": "subscription",
+    **dict.fromkeys(_ERRORS, "errors"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'types')}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,9 @@
+"""The async client, with the names of the sync one: `async with aio.connect() as client: ...`."""
+
+from __future__ import annotations
+
+from modscope_client.aio.client import Client, connect
+from modscope_client.aio.handles import RemoteModel, RemoteModule, RemoteParameter
+from modscope_client.aio.subscription import Subscription
+
+__all__ = ["Client", "RemoteModel", "RemoteModule", "RemoteParameter", "Subscription", "connect"]

@@ -1,0 +1,253 @@
+"""Calls on a channel of grpc.aio: the twin of modscope_client/calls.py, with the same deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from modscope_client.channel import Endpoint, forked_or_closed
+from modscope_client.errors import Internal, from_rpc, no_safe_point, stalled
+from modscope_client.rpcs import Rpc
+
+__all__ = ["Calls", "Runner", "Stream", "at_once", "in_a_thread"]
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+Runner = Callable[[Callable[[Any], None]], Callable[[Any], Awaitable[None]]]
+"""Makes a function that is awaited of one that is called."""
+
+
+def at_once(take: Callable[[Any], None]) -> Callable[[Any], Awaitable[None]]:
+    """Take messages in the event loop itself."""
+
+    async def taken(message: Any) -> None:
+        take(message)
+
+    return taken
+
+
+def in_a_thread(take: Callable[[Any], None]) -> Callable[[Any], Awaitable[None]]:
+    """Take messages in another thread, where taking one may block."""
+
+    async def taken(message: Any) -> None:
+        await asyncio.to_thread(take, message)
+
+    return taken
+
+
+class Calls:
+    """A channel of one event loop, opened by the first call; of no use in a forked child."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float, *, watch: bool = False) -> None:
+        self.endpoint = endpoint
+        self.timeout = timeout
+        """Seconds."""
+        self.closed = False
+        self._watch = watch
+        self._opened_in = os.getpid()
+        self._opened: grpc.aio.Channel | None = None
+
+    async def close(self) -> None:
+        """End all calls. Idempotent; in a forked child it leaves the parent's connection alone."""
+        if not self.closed and self._opened_in == os.getpid():
+            self.closed = True
+            if self._opened is not None:
+                await self._opened.close()
+
+    async def unary(self, rpc: Rpc[Q, R], request: Q) -> R:
+        """The response to one request."""
+        call = self._channel().unary_unary(rpc.path, rpc.encode, rpc.decode)
+        with self._errors():
+            response: R = await call(request, timeout=self.timeout, metadata=self.endpoint.metadata())
+        return response
+
+    async def listing(self, rpc: Rpc[Q, R], request: Q) -> list[R]:
+        """The responses to one request, the last of them before the deadline."""
+        stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
+        with self._errors():
+            started = stream(request, timeout=self.timeout, metadata=self.endpoint.metadata())
+            return [message async for message in started]
+
+    async def download(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], Awaitable[None]]) -> None:
+        """Give each response to one request to `take`, for as long as they keep coming."""
+        stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
+        started = stream(request, metadata=self.endpoint.metadata())
+        await self._take_all(started, Watchdog(started.cancel, self.timeout), None, take)
+
+    async def upload(self, rpc: Rpc[Q, R], requests: Iterable[Q], *, bulk: bool) -> R:
+        """The response to a stream of requests; what iterating them raises is raised here."""
+        source = _Source(requests)
+        stream = self._channel().stream_unary(rpc.path, rpc.encode, rpc.decode)
+        deadline = None if bulk else self.timeout
+        started = stream(source, timeout=deadline, metadata=self.endpoint.metadata())
+        watchdog = Watchdog(started.cancel, self.timeout)
+        source.watchdog = watchdog if bulk else None
+        try:
+            response: R = await started
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            raise self._why(error, watchdog, source, waited_for_model=source.exhausted) from None
+        finally:
+            watchdog.pause()
+            started.cancel()
+        return response
+
+    async def exchange(
+        self, rpc: Rpc[Q, R], requests: Iterable[Q], take: Callable[[R], Awaitable[None]]
+    ) -> None:
+        """Give each response to a stream of requests to `take`, for as long as they keep coming."""
+        source = _Source(requests)
+        stream = self._channel().stream_stream(rpc.path, rpc.encode, rpc.decode)
+        started = stream(source, metadata=self.endpoint.metadata())
+        watchdog = source.watchdog = Watchdog(started.cancel, self.timeout)
+        await self._take_all(started, watchdog, source, take)
+
+    async def watch(self, rpc: Rpc[Q, R], request: Q) -> Stream[R]:
+        """The responses to one request: the first in time, the others whenever they come."""
+        stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
+        started = stream(request, metadata=self.endpoint.metadata())
+        watchdog = Watchdog(started.cancel, self.timeout)
+        watchdog.resume()
+        try:
+            first: R | Any = await started.read()
+        except BaseException as error:
+            started.cancel()
+            if isinstance(error, grpc.RpcError | asyncio.CancelledError):
+                raise self._why(error, watchdog, None, waited_for_model=True) from None
+            raise
+        finally:
+            watchdog.pause()
+        if first is grpc.aio.EOF:
+            raise Internal("a stream ended before it began")
+        return Stream(first, started, self._errors)
+
+    async def _take_all(
+        self,
+        started: Any,
+        watchdog: Watchdog,
+        source: _Source | None,
+        take: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        nothing_came = True
+        try:
+            while True:
+                watchdog.resume()
+                try:
+                    message = await started.read()
+                except (grpc.RpcError, asyncio.CancelledError) as error:
+                    raise self._why(error, watchdog, source, waited_for_model=nothing_came) from None
+                watchdog.pause()
+                if message is grpc.aio.EOF:
+                    return
+                nothing_came = False
+                await take(message)
+        finally:
+            watchdog.pause()
+            started.cancel()
+
+    def _why(
+        self, error: BaseException, watchdog: Watchdog, source: _Source | None, *, waited_for_model: bool
+    ) -> BaseException:
+        """What ended a transfer: the source of its requests, the watchdog, a status, or the caller's task."""
+        if source is not None and source.error is not None:
+            return source.error
+        if watchdog.expired:
+            return (no_safe_point if waited_for_model else stalled)(self.timeout)
+        if isinstance(error, grpc.RpcError):
+            return from_rpc(error, self.endpoint.address)
+        if self.closed:
+            return forked_or_closed(self._opened_in, self.endpoint.address)
+        return error
+
+    def _channel(self) -> grpc.aio.Channel:
+        if self.closed or self._opened_in != os.getpid():
+            raise forked_or_closed(self._opened_in, self.endpoint.address)
+        if self._opened is None:
+            self._opened = self.endpoint.open_async(watch=self._watch)
+        return self._opened
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what grpc raises into errors of the tree."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.endpoint.address) from None
+        except asyncio.CancelledError:
+            if self.closed:
+                raise forked_or_closed(self._opened_in, self.endpoint.address) from None
+            raise
+
+
+class Stream(Generic[R]):
+    """A stream that has begun and goes on for as long as it likes."""
+
+    def __init__(
+        self, first: R, started: Any, errors: Callable[[], contextlib.AbstractContextManager[None]]
+    ) -> None:
+        self.first = first
+        """Its first message."""
+        self._started = started
+        self._errors = errors
+
+    async def read(self) -> R | None:
+        """The next message after the first, whenever it comes; None at the end."""
+        with self._errors():
+            message: R | None = await self._started.read()
+        return None if message is grpc.aio.EOF else message
+
+
+class Watchdog:
+    """Cancels a call when it has been waited for, without a pause, for so many seconds."""
+
+    def __init__(self, cancel: Callable[[], Any], seconds: float) -> None:
+        self.expired = False
+        self._cancel = cancel
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def resume(self) -> None:
+        """From now on the call is waited for."""
+        self.pause()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+
+    def pause(self) -> None:
+        """From now on nobody waits for the call: the caller is at work."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._cancel()
+
+
+class _Source:
+    """The requests of a call, as grpc's own task takes them; that ends the call where one cannot be made."""
+
+    def __init__(self, requests: Iterable[Any]) -> None:
+        self.error: BaseException | None = None
+        self.exhausted = False
+        self.watchdog: Watchdog | None = None
+        self._requests = iter(requests)
+
+    def __iter__(self) -> _Source:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._requests)
+        except StopIteration:
+            self.exhausted = True
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+        finally:
+            if self.watchdog is not None:
+                self.watchdog.resume()

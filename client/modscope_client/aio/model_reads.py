@@ -1,0 +1,226 @@
+"""What can be asked of a model, asynchronously: the twin of modscope_client/model_reads.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from modscope.v1 import hook_service_pb2, model_service_pb2, parameter_service_pb2, state_dict_service_pb2
+from modscope.wire import Frame
+from modscope_client import convert, requests, rpcs
+from modscope_client.aio.calls import Calls, Runner, at_once, in_a_thread
+from modscope_client.aio.subscription import Subscription
+from modscope_client.arrays import received
+from modscope_client.convert import request
+from modscope_client.safetensors_file import Writer
+from modscope_client.state_dict import ArrayTarget, Download, FileTarget, Progress, keys_of
+from modscope_client.transfer import Arrivals, forward_frames
+from modscope_client.types import (
+    BufferInfo,
+    HookInfo,
+    ModelInfo,
+    ModuleInfo,
+    ParameterInfo,
+    StateDictKeys,
+    TensorDetail,
+)
+from modscope_client.values import decode
+
+if TYPE_CHECKING:
+    from modscope_client.types import Array
+
+__all__ = ["ModelReads"]
+
+
+class ModelReads:
+    """What can be asked of a model."""
+
+    def __init__(self, calls: Calls, name: str) -> None:
+        self._calls = calls
+        self.name = name
+
+    async def info(self) -> ModelInfo:
+        """What it is now."""
+        asked = request(model_service_pb2.GetModelRequest, model=self.name)
+        return convert.model_info((await self._calls.unary(rpcs.GET_MODEL, asked)).model)
+
+    async def children(self, path: str = "") -> list[ModuleInfo]:
+        """The immediate children of a module, in order, as named_children gives them."""
+        found: list[ModuleInfo] = []
+        token = ""
+        while True:
+            asked = request(
+                model_service_pb2.ListChildrenRequest, model=self.name, path=path, page_token=token
+            )
+            page = await self._calls.unary(rpcs.LIST_CHILDREN, asked)
+            found += map(convert.module_info, page.modules)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def modules(
+        self,
+        glob: str = "*",
+        type: str | type | None = None,
+        *,
+        root: str | None = None,
+        depth: int | None = None,
+    ) -> list[ModuleInfo]:
+        """Modules in order, as named_modules gives them, the root "" included.
+
+        root: only this module and what is below it; depth: at most so many levels below it.
+        """
+        asked = requests.list_modules(self.name, glob, type, root, depth)
+        batches = await self._calls.listing(rpcs.LIST_MODULES, asked)
+        return [convert.module_info(module) for batch in batches for module in batch.modules]
+
+    async def module_info(self, path: str = "") -> ModuleInfo:
+        """One module whole, its repr included."""
+        asked = request(model_service_pb2.GetModuleRequest, model=self.name, path=path)
+        return convert.module_info((await self._calls.unary(rpcs.GET_MODULE, asked)).module)
+
+    async def parameters(
+        self,
+        glob: str = "*",
+        type: str | type | None = None,
+        *,
+        stats: bool = False,
+        requires_grad: bool | None = None,
+    ) -> list[ParameterInfo]:
+        """Parameters in order, as named_parameters gives them; a module's path selects all under it."""
+        asked = requests.list_parameters(self.name, glob, type, stats=stats, requires_grad=requires_grad)
+        batches = await self._calls.listing(rpcs.LIST_PARAMETERS, asked)
+        return [convert.parameter_info(parameter) for batch in batches for parameter in batch.parameters]
+
+    async def buffers(
+        self, glob: str = "*", type: str | type | None = None, *, stats: bool = False
+    ) -> list[BufferInfo]:
+        """Buffers in order, as named_buffers gives them."""
+        asked = requests.list_buffers(self.name, glob, type, stats=stats)
+        batches = await self._calls.listing(rpcs.LIST_BUFFERS, asked)
+        return [convert.buffer_info(buffer) for batch in batches for buffer in batch.buffers]
+
+    async def tensor(self, path: str, *, stats: bool = True) -> TensorDetail:
+        """One parameter or buffer whole: what it is, statistics, digest."""
+        asked = request(parameter_service_pb2.GetTensorRequest, model=self.name, path=path, stats=stats)
+        return convert.detail(await self._calls.unary(rpcs.GET_TENSOR, asked))
+
+    async def digest(self, path: str) -> str:
+        """The digest of a parameter or buffer. Raises FailedPrecondition where it has no elements."""
+        return convert.digest(await self.tensor(path, stats=False))
+
+    @overload
+    async def read(self, path: str, what: str = "value", with_step: Literal[False] = False) -> Array: ...
+    @overload
+    async def read(
+        self, path: str, what: str = "value", *, with_step: Literal[True]
+    ) -> tuple[Array, int]: ...
+    @overload
+    async def read(
+        self, path: list[str] | tuple[str, ...], what: str = "value", with_step: Literal[False] = False
+    ) -> dict[str, Array]: ...
+    @overload
+    async def read(
+        self, path: list[str] | tuple[str, ...], what: str = "value", *, with_step: Literal[True]
+    ) -> tuple[dict[str, Array], int]: ...
+    async def read(
+        self, path: str | list[str] | tuple[str, ...], what: str = "value", with_step: bool = False
+    ) -> Any:
+        """A parameter or buffer as a numpy array of its own; a list of paths gives a dict, all of one step.
+
+        what: "value", "grad", or a key of the optimizer's state such as "exp_avg". with_step gives
+        (array, step_count). A dtype that numpy and ml_dtypes lack comes as TensorData. Raises NotFound,
+        FailedPrecondition (NO_GRAD, NOT_MATERIALIZED), DeadlineExceeded.
+        """
+        found, step = (
+            await self._read_one(path, what)
+            if isinstance(path, str)
+            else await self._read_all(list(path), what)
+        )
+        return (found, step) if with_step else found
+
+    async def state_dict_keys(self) -> StateDictKeys:
+        """The keys of its state_dict, with dtype and shape."""
+        asked = request(state_dict_service_pb2.ListKeysRequest, model=self.name)
+        return keys_of(await self._calls.listing(rpcs.LIST_KEYS, asked))
+
+    async def state_dict(self, *, progress: Progress | None = None) -> dict[str, Array]:
+        """Its state_dict as arrays, all of one step. Small arrays share blocks of at most 32 MiB."""
+        target = ArrayTarget()
+        await self._download(target, progress, at_once)
+        return target.arrays
+
+    async def save_state_dict(
+        self, file: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> StateDictKeys:
+        """Save its state_dict as a safetensors file, in bounded memory; a broken transfer leaves no file."""
+        with Writer(file) as writer:
+            keys = await self._download(FileTarget(writer), progress, in_a_thread)
+            writer.commit()
+        return keys
+
+    async def forward(self, *args: Any, mode: str = "eval", **kwargs: Any) -> Any:
+        """Run it where it lives, without gradients, and give what it returned, tensors as numpy arrays.
+
+        mode: "eval", "train" or "current". Afterwards every flag, buffer and random state is as before.
+        Raises InvalidArgument (FORWARD_RAISED) with the model's message where it raised.
+        """
+        first, tensors = requests.forward(self.name, args, kwargs, mode)
+        came: Arrivals[model_service_pb2.ForwardResponse] = Arrivals()
+        await self._calls.exchange(rpcs.FORWARD, forward_frames(first, tensors), at_once(came.take))
+        return decode(came.head.value, came.finish(came.head.tensors))
+
+    def watch(
+        self,
+        glob: str = "*",
+        type: str | type | None = None,
+        hooks: str | Iterable[str] = ("forward",),
+        payload: str = "stats",
+        every: int = 1,
+        overflow: str = "drop_oldest",
+        queue: int | None = None,
+    ) -> Subscription:
+        """Watch modules work: `async with model.watch(...) as events: async for event in events: ...`.
+
+        hooks: forward_pre, forward, backward_pre, backward. payload: none, stats, histogram, tensor.
+        every: only steps whose number is a multiple of it. overflow: drop_oldest or drop_newest, where
+        more than `queue` events wait.
+        """
+        asked = requests.watch(self.name, glob, type, hooks, payload, every, overflow, queue)
+        return Subscription(self._calls, asked)
+
+    async def hooks(self) -> list[HookInfo]:
+        """The hooks that modscope has put on it."""
+        asked = request(hook_service_pb2.ListHooksRequest, model=self.name)
+        return [convert.hook_info(hook) for hook in (await self._calls.unary(rpcs.LIST_HOOKS, asked)).hooks]
+
+    async def _read_one(self, path: str, what: str) -> tuple[Array, int]:
+        asked = request(parameter_service_pb2.ReadTensorRequest, model=self.name, path=path, what=what)
+        answer = await self._calls.unary(rpcs.READ_TENSOR, asked)
+        head, data = answer.header, answer.data
+        if head.too_large:
+            found, step = await self._read_all([path], what)
+            return found[path], step
+        return received(*convert.spec(head.spec), data), head.step
+
+    async def _read_all(self, paths: list[str], what: str) -> tuple[dict[str, Array], int]:
+        asked = request(parameter_service_pb2.ReadTensorsRequest, model=self.name, paths=paths, what=what)
+        came: Arrivals[parameter_service_pb2.ReadTensorsResponse] = Arrivals()
+        await self._calls.download(rpcs.READ_TENSORS, asked, at_once(came.take))
+        return dict(zip(paths, came.finish(len(paths)), strict=True)), came.head.step
+
+    async def _download(
+        self, target: ArrayTarget | FileTarget, progress: Progress | None, run: Runner
+    ) -> StateDictKeys:
+        download = Download(target, None)
+        store = run(download.take)
+
+        async def take(message: Frame[state_dict_service_pb2.DownloadResponse]) -> None:
+            await store(message)
+            if progress:
+                progress(download.done, download.total)
+
+        asked = request(state_dict_service_pb2.DownloadRequest, model=self.name)
+        await self._calls.download(rpcs.DOWNLOAD, asked, take)
+        return download.finish()

@@ -1,0 +1,91 @@
+"""`modscope reinit`: parameters initialised anew."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from modscope_client.cli.arguments import MODULE_PATH, type_option
+from modscope_client.cli.operations import emit_operation
+from modscope_client.cli.settings import Settings
+from modscope_client.cli.verbs import Verb
+
+__all__ = ["command"]
+
+_OPTIONS = ("type", "parameter", "scheme", "seed", "reset_optimizer", "dry_run", "glob")
+"""Keywords of reinitialize that are no arguments of a scheme."""
+
+
+def _scheme_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
+    """`std=0.02` and the like as keyword arguments; a value is JSON, or else text."""
+    arguments: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name.isidentifier():
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as std=0.02", param_hint="--arg")
+        if name in _OPTIONS:
+            raise click.BadParameter(f"{name!r} is no argument of a scheme", param_hint="--arg")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
+
+
+@click.command(
+    "reinit",
+    cls=Verb,
+    examples=(
+        "modscope reinit head",
+        "modscope reinit '*' --type Linear --param weight --scheme normal_ --arg std=0.02 --seed 1",
+        "modscope reinit 'encoder.*' --type LayerNorm --dry-run",
+    ),
+)
+@click.argument("glob", type=MODULE_PATH)
+@type_option("the module")
+@click.option("--param", "parameter", metavar="NAME", help="Only this parameter of each module: weight.")
+@click.option(
+    "--scheme",
+    default="reset_parameters",
+    metavar="S",
+    help="In-place function of torch.nn.init, such as normal_ or kaiming_uniform_.  [each module's own]",
+)
+@click.option(
+    "--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Argument of the scheme: std=0.02."
+)
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw as torch.manual_seed(N) would.")
+@click.option("--keep-optimizer-state", is_flag=True, help="Keep the moments of what is initialised.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be initialised, and change nothing.")
+@click.pass_obj
+def command(
+    settings: Settings,
+    glob: str,
+    type_: str | None,
+    parameter: str | None,
+    scheme: str,
+    arguments: tuple[str, ...],
+    seed: int | None,
+    keep_optimizer_state: bool,
+    dry_run: bool,
+) -> None:
+    """Initialise parameters anew.
+
+    In the order of nn.Module.apply: children first, then the module itself. GLOB is on module
+    paths; '' is the root alone, '*' every module. A scheme that cannot serve one of the
+    parameters is refused before anything is changed.
+    """
+    scheme_arguments = _scheme_arguments(arguments)
+    with settings.remote_model() as model:
+        operation = model.reinitialize(
+            glob,
+            type=type_,
+            parameter=parameter,
+            scheme=scheme,
+            seed=seed,
+            reset_optimizer=not keep_optimizer_state,
+            dry_run=dry_run,
+            **scheme_arguments,
+        )
+        emit_operation(settings.output, operation)

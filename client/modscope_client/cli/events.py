@@ -1,0 +1,74 @@
+"""Events as lines for people: one event, one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modscope_client.cli.messages import styled
+from modscope_client.cli.text import number, one_line, path_text, shape_text
+from modscope_client.types import Event, Stats, TensorData, ValueInfo
+
+__all__ = ["EventLines"]
+
+_WIDEST_PATH = 48
+_ELEMENTS_SHOWN = 6
+
+
+class EventLines:
+    """Draws events in columns whose widths the paths and kinds of a watch settle beforehand."""
+
+    def __init__(self, paths: Sequence[str], hooks: Sequence[str]) -> None:
+        self._path_width = min(_WIDEST_PATH, max((len(path_text(path)) for path in paths), default=0))
+        self._hook_width = max(map(len, hooks), default=0)
+
+    def line(self, event: Event) -> str:
+        """The event on one line: step, path, hook, then each value with what is known of it."""
+        head = (
+            styled(f"step {event.step:>6,}", dim=True),
+            styled(path_text(event.path).ljust(self._path_width), bold=True),
+            styled(event.hook.ljust(self._hook_width), fg="cyan"),
+        )
+        marks = [f"call {event.call}"] if event.call else []
+        marks += ["recomputed"] if event.recompute else []
+        values = " | ".join(_value(value) for value in event.values)
+        tail = [values, *(styled(mark, dim=True) for mark in marks)]
+        return "  ".join((*head, *tail)).rstrip()
+
+
+def _value(value: ValueInfo) -> str:
+    name = f"{value.role}.{one_line(value.key)}" if value.key else value.role
+    if value.dtype is None:
+        return f"{name} {styled(one_line(value.note) or 'None', dim=True)}"
+    parts = [name, shape_text(value.shape), styled(value.dtype, dim=True)]
+    if value.stats is not None:
+        parts.append(_stats(value.stats))
+    if value.array is not None:
+        parts.append(_elements(value.array))
+    if value.note:
+        parts.append(styled(one_line(value.note), dim=True))
+    return " ".join(parts)
+
+
+def _stats(stats: Stats) -> str:
+    shown = [
+        f"{styled(name, dim=True)} {number(amount)}"
+        for name in ("mean", "std", "min", "max", "norm")
+        if (amount := getattr(stats, name)) is not None
+    ]
+    alarms = [
+        styled(f"{name} {amount:,}", fg="red", bold=True)
+        for name in ("nan", "inf")
+        if (amount := getattr(stats, name))
+    ]
+    return "  ".join((*shown, *alarms))
+
+
+def _elements(array: object) -> str:
+    """The first elements of an array, flat."""
+    if isinstance(array, TensorData):
+        return f"{len(array.data):,} bytes"
+    import numpy
+
+    flat = numpy.asarray(array).reshape(-1)
+    shown = ", ".join(str(element) for element in flat[:_ELEMENTS_SHOWN])
+    return f"[{shown}{', ...' if flat.size > _ELEMENTS_SHOWN else ''}]"

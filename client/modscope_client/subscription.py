@@ -1,0 +1,198 @@
+"""Watching a model: events as they come, for as long as a `with` lasts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from dataclasses import replace
+from types import TracebackType
+
+from modscope.v1 import hook_service_pb2
+from modscope.wire import Frame
+from modscope_client.calls import Calls, Stream
+from modscope_client.errors import Internal, ModscopeError, Unavailable
+from modscope_client.rpcs import STOP_WATCH, WATCH
+from modscope_client.transfer import Events
+from modscope_client.types import Event, WatchCounters
+
+__all__ = ["Progression", "Subscription", "Watching"]
+
+_STOPPED = "stopped"
+
+
+class Progression:
+    """What the messages of a watch make, as they come; the same for the sync and the async client."""
+
+    def __init__(self, created: hook_service_pb2.WatchCreated) -> None:
+        self.watch_id = created.watch_id
+        self.paths = tuple(created.paths)
+        self.step = created.step
+        self.notes = tuple(created.notes)
+        self.counters = WatchCounters(published=0, dropped=0, queued=0, step=created.step)
+        self.ready: deque[Event] = deque()
+        """Events that have come and not been given out."""
+        self.ended: str | None = None
+        """Why the watch has ended; None while it lasts."""
+        self._events = Events()
+
+    @classmethod
+    def of(cls, first: Frame[hook_service_pb2.WatchResponse]) -> Progression:
+        """Begin with the first message. Raises Internal where it does not say that the watch is armed."""
+        if not first.header.HasField("created"):
+            raise Internal("the first message of a watch did not say that it is armed")
+        return cls(first.header.created)
+
+    def take(self, message: Frame[hook_service_pb2.WatchResponse]) -> None:
+        """One message after the first."""
+        head = message.header
+        for event in self._events.take(message):
+            self.ready.append(event)
+            self._tell(event.seq + 1, event.dropped, event.step)
+        if head.HasField("heartbeat"):
+            beat = head.heartbeat
+            self._tell(beat.published, beat.dropped, beat.step)
+            self.counters = replace(self.counters, queued=beat.queued)
+        if head.HasField("ended"):
+            self.stopped(head.ended.published, head.ended.dropped)
+            self.ended = head.ended.reason or _STOPPED
+
+    def stopped(self, published: int, dropped: int) -> None:
+        """The server's last counters."""
+        self._tell(published, dropped, self.counters.step)
+
+    def end(self) -> Exception | None:
+        """What to raise where no event is ready: nothing but the end after a stop."""
+        if self.ended in (None, _STOPPED):
+            return None
+        return Unavailable(
+            f"the watch has ended: {self.ended}", reason="CLOSED", hint="see `modscope ps` for the servers"
+        )
+
+    def _tell(self, published: int, dropped: int, step: int) -> None:
+        told = self.counters
+        self.counters = WatchCounters(
+            max(told.published, published), max(told.dropped, dropped), told.queued, max(told.step, step)
+        )
+
+
+class Watching:
+    """What a watch tells of itself once it is armed; the same for the sync and the async client."""
+
+    _progression: Progression | None = None
+
+    @property
+    def watch_id(self) -> str:
+        """Identifies the watch on its server."""
+        return self._armed().watch_id
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the modules that it watches."""
+        return self._armed().paths
+
+    @property
+    def step(self) -> int:
+        """step_count at which it was armed."""
+        return self._armed().step
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the watcher should know, such as modules whose hooks cannot fire."""
+        return self._armed().notes
+
+    @property
+    def dropped(self) -> int:
+        """Events that this watch has lost so far."""
+        return self._armed().counters.dropped
+
+    @property
+    def counters(self) -> WatchCounters:
+        """Its counters, as the server told them last."""
+        return self._armed().counters
+
+    def _armed(self) -> Progression:
+        if self._progression is None:
+            raise RuntimeError("the watch is not armed: enter it with `with`, or `async with`")
+        return self._progression
+
+
+class Subscription(Watching):
+    """A watch: armed when its `with` is entered, its hooks gone when it is left.
+
+    Iterating gives each Event as it comes; it ends after `stop`, and raises Unavailable where the
+    server closes. Iterate in one thread; `stop` may be called in any.
+    """
+
+    def __init__(self, calls: Calls, request: hook_service_pb2.WatchRequest) -> None:
+        self._calls = calls
+        self._request = request
+        self._own: Calls | None = None
+        self._stream: Stream[Frame[hook_service_pb2.WatchResponse]] | None = None
+        self._left = False
+
+    def __enter__(self) -> Subscription:
+        """Arm it: from now on every event is delivered or counted as dropped.
+
+        Raises NotFound where nothing matches, DeadlineExceeded where the model comes to no step boundary.
+        """
+        if self._own is not None:
+            raise RuntimeError("a watch is entered once: call watch() anew")
+        self._own = Calls(self._calls.endpoint, self._calls.timeout, watch=True)
+        try:
+            self._stream = self._own.watch(WATCH, self._request)
+            self._progression = Progression.of(self._stream.first)
+        except BaseException:
+            self._own.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Subscription:
+        return self
+
+    def __next__(self) -> Event:
+        progression = self._armed()
+        while not progression.ready:
+            if self._left or self._stream is None:
+                raise StopIteration
+            if progression.ended is not None:
+                raise progression.end() or StopIteration
+            try:
+                message = self._stream.read()
+            except ModscopeError:
+                if self._left:
+                    raise StopIteration from None
+                raise
+            if message is None:
+                progression.ended = progression.ended or "the server ended the stream"
+            else:
+                progression.take(message)
+        return progression.ready.popleft()
+
+    def stop(self) -> None:
+        """End the watch: its hooks are gone when this returns, and iterating ends after what has come.
+
+        Idempotent, and safe in any thread.
+        """
+        progression = self._armed()
+        if progression.ended is None and not self._left:
+            request = hook_service_pb2.StopWatchRequest(watch_id=progression.watch_id)
+            told = self._calls.unary(STOP_WATCH, request)
+            progression.stopped(told.published, told.dropped)
+
+    def close(self) -> None:
+        """End the watch and its connection. Idempotent; never fails."""
+        if self._own is None or self._left:
+            return
+        try:
+            if self._progression is not None:
+                with contextlib.suppress(ModscopeError):
+                    self.stop()
+                self._progression.ready.clear()
+        finally:
+            self._left = True
+            self._own.close()
