@@ -1,0 +1,79 @@
+"""Training scripts in processes of their own: started, spoken to line by line, and seen to end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["PREAMBLE", "Script", "running"]
+
+PREAMBLE = """
+import os, sys, threading
+import torch
+from torch import nn
+torch.set_num_threads(1)
+import modscope_server
+
+def serve(**options):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scope = modscope_server.attach(model, optimizer, writable=True, **options)
+    print(scope.address, scope.token, flush=True)
+    return model, optimizer, scope
+
+def step(model, optimizer, x=torch.ones(2, 4)):
+    optimizer.zero_grad()
+    model(x).sum().backward()
+    optimizer.step()
+"""
+SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Script:
+    """A running script that has attached."""
+
+    process: subprocess.Popen[str]
+    address: str
+    token: str
+
+    def go_on(self) -> None:
+        """Give the script a line to read."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, the rest of stdout, and stderr, once it has ended by itself."""
+        out, err = self.process.communicate(timeout=SECONDS)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def running(body: str, *, warnings: str = "error") -> Iterator[Script]:
+    """Run PREAMBLE and `body`, which calls `serve()` first."""
+    environment = {**os.environ, "GRPC_VERBOSITY": "ERROR"}
+    environment.pop("GRPC_ENABLE_FORK_SUPPORT", None)
+    command = [sys.executable, "-W", warnings, "-X", "faulthandler", "-c", PREAMBLE + textwrap.dedent(body)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            words = process.stdout.readline().split()
+            if len(words) != 2:
+                raise AssertionError(f"the script did not attach: {process.communicate()}")
+            yield Script(process, *words)
+        finally:
+            if process.poll() is None:
+                process.kill()

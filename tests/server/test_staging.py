@@ -1,0 +1,122 @@
+"""What is staged is what the model held at one step, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from modscope.tensor import CHUNK_BYTES
+from modscope_server.errors import LimitExceeded, NotMaterialized
+from modscope_server.runtime.safepoint import SafePoint
+from modscope_server.runtime.staging import Budget, StagedRead
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(700, 900), nn.BatchNorm1d(900), nn.Linear(900, 3).to(torch.bfloat16))
+    model.register_buffer("turned", torch.randn(300, 500).t())
+    model.register_buffer("conjugate", torch.randn(5, dtype=torch.complex64).conj())
+    model.register_buffer("nothing", torch.empty(0, 3))
+    model.register_buffer("scalar", torch.tensor(True))
+    return model
+
+
+@pytest.fixture
+def safepoint(model: nn.Module) -> Iterator[SafePoint]:
+    point = SafePoint([model], optimizers=1)
+    yield point
+    point.close()
+
+
+def staged(safepoint: SafePoint, model: nn.Module, budget: Budget) -> StagedRead:
+    return StagedRead(safepoint, lambda: list(model.state_dict().items()), budget)
+
+
+def collected(read: StagedRead) -> dict[str, torch.Tensor]:
+    parts: dict[int, bytearray] = {}
+    for chunk in read.chunks():
+        assert len(chunk.data) <= CHUNK_BYTES
+        assert chunk.begins == (chunk.entry not in parts)
+        parts.setdefault(chunk.entry, bytearray()).extend(chunk.data)
+    return {
+        entry.key: torch.frombuffer(parts[index] or bytearray(1), dtype=torch.uint8)[: entry.size]
+        .view(getattr(torch, entry.dtype))
+        .view(entry.shape)
+        for index, entry in enumerate(read.entries)
+    }
+
+
+def test_staged_tensors_equal_the_state_dict(safepoint: SafePoint, model: nn.Module) -> None:
+    budget = Budget(1 << 24)
+    read = staged(safepoint, model, budget)
+    read.start()
+    got, expected = collected(read), model.state_dict()
+    assert list(got) == list(expected)
+    for key, tensor in expected.items():
+        assert got[key].dtype == tensor.dtype
+        assert torch.equal(got[key], tensor), key
+    assert budget.used > 0
+    del got
+    read.close()
+    read.close()
+    assert budget.used == 0
+
+
+def test_beside_a_running_loop_all_is_of_one_step(safepoint: SafePoint, model: nn.Module) -> None:
+    class WritesTheStep(torch.optim.Optimizer):
+        number = 0
+
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            WritesTheStep.number += 1
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.fill_(WritesTheStep.number)
+
+    optimizer = WritesTheStep(model[0].parameters(), {})
+    stop, began = threading.Event(), threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            model[0](torch.randn(4, 700)).sum().backward()
+            optimizer.step()
+            began.set()
+
+    registered = SafePoint([model[0]], optimizers=1)
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        assert began.wait(20)
+        budget = Budget(1 << 24)
+        for _ in range(20):
+            read = staged(registered, model[0], budget)
+            read.start(timeout=20)
+            values = torch.cat([tensor.flatten() for tensor in collected(read).values()]).unique()
+            read.close()
+            assert values.tolist() == [read.step]
+    finally:
+        stop.set()
+        thread.join(20)
+        registered.close()
+    assert budget.used == 0
+
+
+def test_more_than_the_budget_is_refused_and_nothing_stays_reserved(
+    safepoint: SafePoint, model: nn.Module
+) -> None:
+    budget = Budget(1000)
+    with pytest.raises(LimitExceeded, match=r"1,000 are free"):
+        staged(safepoint, model, budget).start()
+    assert budget.used == 0
+
+
+def test_what_cannot_be_read_is_named(safepoint: SafePoint) -> None:
+    lazy = nn.LazyLinear(3)
+    read = StagedRead(safepoint, lambda: list(lazy.state_dict().items()), Budget(1000))
+    with pytest.raises(NotMaterialized, match="weight"):
+        read.start()
