@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from modscope_server.errors import Closed, NoSafePoint
+from modscope_server.runtime.hooks import HookManager
+from modscope_server.runtime.registry import Registry
 from modscope_server.runtime.safepoint import Answer, Caller, SafePoint
 
 
@@ -268,6 +270,19 @@ def test_requests_run_without_grad_whatever_the_thread_had(safepoint: SafePoint)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert safepoint.run(modes).value == (False, False, False)
         assert modes() == (False, True, True)
+
+
+def test_the_safe_points_own_hooks_are_listed_with_their_firings(
+    model: nn.Module, safepoint: SafePoint
+) -> None:
+    manager = HookManager(watches=1, events=1, size=1)
+    for _ in range(3):
+        model(torch.randn(2, 4))
+    states = manager.listing(Registry({"model": model}).get())
+    assert [(state.path, state.kind, state.owner, state.fired) for state in states] == [
+        ("", "forward_pre", "safe point", 3),
+        ("", "forward", "safe point", 3),
+    ]
 
 
 def test_close_takes_the_hooks_off_and_fails_what_comes(model: nn.Module) -> None:

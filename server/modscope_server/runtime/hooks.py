@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from modscope_server.errors import BadRequest, LimitExceeded, NoMatch
 from modscope_server.inspection.selection import select_modules
@@ -15,6 +16,7 @@ from modscope_server.inspection.structure import Located
 from modscope_server.runtime.bus import Counters, Draft, Overflow, Subscription
 from modscope_server.runtime.capture import KINDS, ModuleTap
 from modscope_server.runtime.registry import Registered
+from modscope_server.runtime.sensors import RootHook
 
 __all__ = ["HookManager", "HookState", "Watch", "WatchSpec"]
 
@@ -140,7 +142,7 @@ class HookManager:
 
     def listing(self, registered: Registered) -> list[HookState]:
         """The hooks on a model: the safe point's, then the watches' in PyTorch's module order."""
-        states = [HookState("", kind, "safe point", (), 0, None) for kind in registered.safe_point_hooks()]
+        states = _safe_point_hooks(registered.root)
         with self._mutex:
             taps = [tap for (model, _), tap in self._taps.items() if model == registered.name]
             for tap in taps:
@@ -164,6 +166,16 @@ class HookManager:
             )
             self._taps[key] = tap
         return tap
+
+
+def _safe_point_hooks(root: nn.Module) -> list[HookState]:
+    tables = {"forward_pre": root._forward_pre_hooks, "forward": root._forward_hooks}
+    return [
+        HookState("", kind, "safe point", (), hook.fired, None)
+        for kind, table in tables.items()
+        for hook in list(table.values())
+        if isinstance(hook, RootHook)
+    ]
 
 
 def _check(spec: WatchSpec) -> None:

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
@@ -26,10 +25,6 @@ class Registered:
     """The optimizer groups known now, over all optimizers."""
     step_count: Callable[[], int]
     """Completed training iterations."""
-
-    def safe_point_hooks(self) -> tuple[str, ...]:
-        """Kinds of the hooks that the safe point keeps on the root."""
-        return () if isinstance(self.root, torch.jit.ScriptModule) else ("forward_pre", "forward")
 
 
 class Registry:

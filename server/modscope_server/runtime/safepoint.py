@@ -6,13 +6,11 @@ README.md in this folder for why no read is torn and no write hits a step in fli
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -21,14 +19,14 @@ from torch.utils.hooks import RemovableHandle
 
 from modscope_server.errors import Closed, NoSafePoint
 from modscope_server.runtime.activity import Activity
+from modscope_server.runtime.modes import neutral_modes
+from modscope_server.runtime.queue import Kind, Request, RequestQueue
 from modscope_server.runtime.sensors import RootHook, in_backward, listen_to_optimizers, stop_listening
 from modscope_server.runtime.steps import StepCounter
 
-__all__ = ["Answer", "Caller", "Kind", "SafePoint", "neutral_modes"]
+__all__ = ["Answer", "Caller", "Kind", "SafePoint"]
 
 T = TypeVar("T")
-Kind = Literal["read", "grad", "write"]
-"""read: values; grad: gradients, which exist from backward to zero_grad; write: any change."""
 
 _TICK = 0.02
 _PENDING_NOTE = "a forward may still wait for its backward, which will use the values from before this change"
@@ -56,17 +54,6 @@ class Answer(NamedTuple, Generic[T]):
     notes: tuple[str, ...] = ()
 
 
-class _Request:
-    """A function that waits for its point."""
-
-    def __init__(self, fn: Callable[[], Any], kind: Kind) -> None:
-        self.fn = fn
-        self.kind = kind
-        self.done = threading.Event()
-        self.answer: Answer[Any] | None = None
-        self.error: BaseException | None = None
-
-
 class SafePoint:
     """Decides when a request may touch the models, and counts steps.
 
@@ -90,11 +77,10 @@ class SafePoint:
         self._is_ours = is_ours
         self._boot_id = boot_id
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
         self._running = threading.Lock()
         self._server: int | None = None
         self._busy = False
-        self._queue: deque[_Request] = deque()
+        self._queue = RequestQueue()
         self._closed = False
         self._handles: list[RemovableHandle] = []
         for root in roots:
@@ -141,7 +127,7 @@ class SafePoint:
             return self._run_for_training_thread(fn, kind, deadline)
         if self.activity.idle() and self._claim():
             return self._run_claimed(fn, kind)
-        return self._wait(_Request(fn, kind), deadline, cancelled)
+        return self._wait(Request(fn, kind), deadline, cancelled)
 
     def peek(self, fn: Callable[[], T]) -> Answer[T]:
         """Run `fn`, which reads structure alone, at once and on the calling thread.
@@ -171,11 +157,8 @@ class SafePoint:
         stop_listening(self)
         for handle in self._handles:
             handle.remove()
-        with self._mutex:
-            waiting, self._queue = list(self._queue), deque()
-        for request in waiting:
-            request.error = Closed("the server closed before the model could be reached", hint="")
-            request.done.set()
+        for request in self._queue.take(("read", "grad", "write")):
+            request.fail(Closed("the server closed before the model could be reached"))
 
     # The training thread's side. Nothing here raises into the loop.
 
@@ -253,11 +236,8 @@ class SafePoint:
 
     def _serve(self, *, write: bool, grad: bool = True) -> None:
         """Run what waits and may run here, on the training thread."""
-        admitted = {"read": True, "grad": grad, "write": write}
-        with self._mutex:
-            ready = [request for request in self._queue if admitted[request.kind]]
-            for request in ready:
-                self._queue.remove(request)
+        admitted: dict[Kind, bool] = {"read": True, "grad": grad, "write": write}
+        ready = self._queue.take([kind for kind, here in admitted.items() if here])
         if not ready:
             return
         with self._running:
@@ -268,11 +248,9 @@ class SafePoint:
             finally:
                 self._server = None
                 for request in ready:
-                    if not request.done.is_set():
-                        request.error = Closed("training was interrupted before this request was served")
-                        request.done.set()
+                    request.fail(Closed("training was interrupted before this request was served"))
 
-    def _finish(self, request: _Request) -> None:
+    def _finish(self, request: Request) -> None:
         try:
             with neutral_modes():
                 request.answer = Answer(request.fn(), self.step_count)
@@ -326,57 +304,32 @@ class SafePoint:
             self._busy = False
             self._running.release()
 
-    def _wait(self, request: _Request, deadline: float | None, cancelled: Cancelled | None) -> Answer[Any]:
-        with self._mutex:
-            self._queue.append(request)
+    def _wait(self, request: Request, deadline: float | None, cancelled: Cancelled | None) -> Answer[Any]:
+        self._queue.add(request)
         while not request.done.wait(_TICK):
+            if self._closed:
+                request.fail(Closed("the server closed before the model could be reached"))
+                break
             late = deadline is not None and time.monotonic() >= deadline
             gone = cancelled is not None and cancelled.is_set()
             if late or gone:
-                if self._withdraw(request):
+                if self._queue.withdraw(request):
                     raise self._no_safe_point(request.kind)
             elif self.activity.idle() and self._claim():
-                if self._withdraw(request):
+                if self._queue.withdraw(request):
                     return self._run_claimed(request.fn, request.kind)
                 self._busy = False
                 self._running.release()
         if request.error is not None:
             raise request.error
-        assert request.answer is not None
-        return request.answer
-
-    def _withdraw(self, request: _Request) -> bool:
-        """Take a request back; False where it has begun."""
-        with self._mutex:
-            if request not in self._queue:
-                return False
-            self._queue.remove(request)
-            return True
+        answer: Answer[Any] = request.answer
+        return answer
 
     def _no_safe_point(self, kind: Kind) -> NoSafePoint:
         return NoSafePoint(
             f"no point at which a {kind} is safe came before the deadline: {self.activity.describe()}",
             hint="give a longer --timeout; a loop without an optimizer calls scope.step() every iteration",
         )
-
-
-class neutral_modes:  # noqa: N801 - reads as a context manager
-    """The thread-local modes under which requests run, whatever the thread had set: no grad, no autocast."""
-
-    def __enter__(self) -> None:
-        self._stack: list[contextlib.AbstractContextManager[Any]] = [
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ]
-        for device in ("cpu", "cuda", "mps"):
-            if torch.is_autocast_enabled(device):
-                self._stack.append(torch.autocast(device, enabled=False))
-        for context in self._stack:
-            context.__enter__()
-
-    def __exit__(self, *exc: Any) -> None:
-        for context in reversed(self._stack):
-            context.__exit__(*exc)
 
 
 def _hook_root(

@@ -86,16 +86,18 @@ class RootHook:
     because torch looks up whether a hook wants kwargs after it has listed the hooks.
     """
 
-    __slots__ = ("_root", "_tell")
+    __slots__ = ("_root", "_tell", "fired")
 
     def __init__(self, root: nn.Module, tell: Callable[[nn.Module, tuple[Any, ...]], None]) -> None:
         self._root = weakref.ref(root)
         self._tell = tell
+        self.fired = 0
 
     def __call__(self, module: nn.Module, *rest: Any) -> None:
         if torch.compiler.is_compiling():
             return
         if self._root() is module:
+            self.fired += 1
             _guarded(self._tell, module, rest)
 
     def __deepcopy__(self, memo: dict[int, object]) -> RootHook:

@@ -1,0 +1,29 @@
+"""The thread-local modes under which requests run, whatever the thread had set."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+__all__ = ["neutral_modes"]
+
+
+class neutral_modes:  # noqa: N801 - reads as a context manager
+    """The thread-local modes under which requests run, whatever the thread had set: no grad, no autocast."""
+
+    def __enter__(self) -> None:
+        self._stack: list[contextlib.AbstractContextManager[Any]] = [
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ]
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                self._stack.append(torch.autocast(device, enabled=False))
+        for context in self._stack:
+            context.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        for context in reversed(self._stack):
+            context.__exit__(*exc)

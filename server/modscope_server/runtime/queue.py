@@ -1,0 +1,60 @@
+"""Requests that wait for their point."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+__all__ = ["Kind", "Request", "RequestQueue"]
+
+Kind = Literal["read", "grad", "write"]
+"""read: values; grad: gradients, which exist from backward to zero_grad; write: any change."""
+
+
+class Request:
+    """A function that waits for its point, and then what it gave."""
+
+    def __init__(self, fn: Callable[[], Any], kind: Kind) -> None:
+        self.fn = fn
+        self.kind = kind
+        self.done = threading.Event()
+        self.answer: Any = None
+        self.error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, where it has not ended yet."""
+        if not self.done.is_set():
+            self.error = error
+            self.done.set()
+
+
+class RequestQueue:
+    """Requests in the order of their coming. Its truth is one attribute read, for the training thread."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._waiting: list[Request] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, request: Request) -> None:
+        """Let a request wait."""
+        with self._mutex:
+            self._waiting = [*self._waiting, request]
+
+    def take(self, kinds: Collection[Kind]) -> list[Request]:
+        """The requests of these kinds; they wait no more."""
+        with self._mutex:
+            taken = [request for request in self._waiting if request.kind in kinds]
+            self._waiting = [request for request in self._waiting if request.kind not in kinds]
+        return taken
+
+    def withdraw(self, request: Request) -> bool:
+        """Take a request back; False where it has been taken already."""
+        with self._mutex:
+            waiting = [other for other in self._waiting if other is not request]
+            found = len(waiting) < len(self._waiting)
+            self._waiting = waiting
+        return found
