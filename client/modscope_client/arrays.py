@@ -6,6 +6,7 @@ Imports no torch: a torch tensor can only be met where its caller has imported i
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -48,7 +49,7 @@ def empty(dtype: str, shape: tuple[int, ...], nbytes: int) -> Empty:
     return _over(numpy.empty(nbytes, numpy.uint8), dtype, shape)
 
 
-def empties(specs: list[tuple[str, tuple[int, ...], int]]) -> list[Empty]:
+def empties(specs: Iterable[tuple[str, tuple[int, ...], int]]) -> list[Empty]:
     """Memory for tensors (dtype, shape, bytes) that are to arrive.
 
     Runs of small ones share blocks of at most 32 MiB, which the system gives in large pages: that

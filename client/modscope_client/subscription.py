@@ -33,6 +33,7 @@ class Progression:
         """Events that have come and not been given out."""
         self.ended: str | None = None
         """Why the watch has ended; None while it lasts."""
+        self._asked_to_end = False
         self._events = Events()
 
     @classmethod
@@ -53,16 +54,17 @@ class Progression:
             self._tell(beat.published, beat.dropped, beat.step)
             self.counters = replace(self.counters, queued=beat.queued)
         if head.HasField("ended"):
-            self.stopped(head.ended.published, head.ended.dropped)
+            self._tell(head.ended.published, head.ended.dropped, self.counters.step)
             self.ended = head.ended.reason or _STOPPED
 
-    def stopped(self, published: int, dropped: int) -> None:
-        """The server's last counters."""
-        self._tell(published, dropped, self.counters.step)
+    def stopped(self, last: hook_service_pb2.StopWatchResponse) -> None:
+        """The server has ended it as it was asked to; its last counters."""
+        self._asked_to_end = True
+        self._tell(last.published, last.dropped, self.counters.step)
 
     def end(self) -> Exception | None:
-        """What to raise where no event is ready: nothing but the end after a stop."""
-        if self.ended in (None, _STOPPED):
+        """What to raise where no event will come any more: nothing where that was asked for."""
+        if self._asked_to_end or self.ended == _STOPPED:
             return None
         return Unavailable(
             f"the watch has ended: {self.ended}", reason="CLOSED", hint="see `modscope ps` for the servers"
@@ -181,8 +183,7 @@ class Subscription(Watching):
         progression = self._armed()
         if progression.ended is None and not self._left:
             request = hook_service_pb2.StopWatchRequest(watch_id=progression.watch_id)
-            told = self._calls.unary(STOP_WATCH, request)
-            progression.stopped(told.published, told.dropped)
+            progression.stopped(self._calls.unary(STOP_WATCH, request))
 
     def close(self) -> None:
         """End the watch and its connection. Idempotent; never fails."""

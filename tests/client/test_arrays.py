@@ -150,10 +150,10 @@ def test_an_unknown_dtype_stays_raw_bytes_with_its_name() -> None:
 
 
 def test_what_is_like_a_tensor() -> None:
-    for value in (numpy.zeros(2), numpy.float32(1), torch.zeros(2), TensorData("bool", (), b"\0")):
-        assert arrays.is_tensor_like(value)
-    for value in (1, 1.5, [1], "x", None, (numpy.zeros(2),)):
-        assert not arrays.is_tensor_like(value)
+    likes: list[Any] = [numpy.zeros(2), numpy.float32(1), torch.zeros(2), TensorData("bool", (), b"\0")]
+    others: list[Any] = [1, 1.5, [1], "x", None, (numpy.zeros(2),)]
+    assert all(map(arrays.is_tensor_like, likes))
+    assert not any(map(arrays.is_tensor_like, others))
 
 
 def test_without_torch_nothing_is_a_torch_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

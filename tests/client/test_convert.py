@@ -204,10 +204,13 @@ def test_hooks() -> None:
 def test_a_spec_that_contradicts_itself_is_an_internal_error() -> None:
     good = tensor_pb2.TensorSpec(dtype=tensor_pb2.DTYPE_FLOAT32, dtype_name="float32", shape=[2], byte_size=8)
     assert convert.spec(good) == ("float32", (2,), 8)
-    for wrong in ({"byte_size": 9}, {"shape": [-1]}, {"dtype_name": "int8"}):
-        bad = tensor_pb2.TensorSpec(
-            **{"dtype": 2, "dtype_name": "float32", "shape": [2], "byte_size": 8, **wrong}
-        )  # type: ignore[arg-type]
+    for change in (
+        lambda spec: setattr(spec, "byte_size", 9),
+        lambda spec: spec.shape.append(-1),
+        lambda spec: setattr(spec, "dtype_name", "int8"),
+    ):
+        bad = tensor_pb2.TensorSpec.FromString(good.SerializeToString())
+        change(bad)
         with pytest.raises(Internal, match="cannot be"):
             convert.spec(bad)
     header = tensor_pb2.TensorHeader(key="w", spec=good)

@@ -1,4 +1,4 @@
-"""Safetensors files: what we write the reference reads, what it writes we read, what is neither is refused."""
+"""Safetensors files: what we write the reference reads, what it writes we read, the rest is refused."""
 
 from __future__ import annotations
 

@@ -93,6 +93,38 @@ def test_writes_land_between_steps() -> None:
         assert live.scope.step_count == counting.steps
 
 
+def test_writes_to_a_generator_wait_for_its_own_backward() -> None:
+    generator, critic = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    first = torch.optim.SGD(critic.parameters(), lr=1e-3)
+    second = torch.optim.SGD(generator.parameters(), lr=1e-3)
+    iterations = itertools.count(1)
+    done = 0
+
+    def iteration() -> None:
+        nonlocal done
+        fake = generator(torch.randn(8, 4)).tanh()
+        first.zero_grad()
+        critic(fake.detach()).mean().backward()
+        first.step()
+        second.zero_grad()
+        (-critic(fake).mean()).backward()
+        second.step()
+        done = next(iterations)
+
+    models: Any = {"generator": generator, "critic": critic}
+    with (
+        modscope_server.attach(models, optimizer=[first, second], writable=True) as scope,
+        connect(scope.address, token=scope.token, timeout=TIMEOUT) as client,
+    ):
+        with running_loop(iteration):
+            until(lambda: done > 3, "steps")
+            for number in range(30):
+                for name, path in (("generator", "weight"), ("critic", "0.weight")):
+                    assert client.model(name).write(path, fill=0.01 * number).notes == ()
+        # A training forward of a registered root begins an iteration: here the critic's, after each step.
+        assert scope.step_count == 2 * done
+
+
 def test_a_frozen_weight_stands_still_while_the_rest_goes_on() -> None:
     model = Counter(size=100)
     counting = Counting(model)

@@ -215,7 +215,7 @@ class Memory(nn.Module):
 def test_training_goes_on_bit_for_bit(mode: Mode) -> None:
     """Also where a graph still has to run backward through what the run has touched."""
     plain = losses(lambda model, x, when: None)
-    assert losses(lambda model, x, when: run_forward(model, [x.flip(0)], {}, mode)) == plain
+    assert losses(lambda model, x, when: run_forward(model, [(x + 5) % 10], {}, mode)) == plain
 
 
 def test_the_trainers_modes_do_not_reach_the_run() -> None:

@@ -214,7 +214,7 @@ def test_a_plan_changes_nothing_and_tells_the_paths_in_order() -> None:
     assert reinit.plan(MLP(), "w[12]", parameter="bias", scheme="zeros_").paths == ("w1.bias", "w2.bias")
     head = ZOO["head"].build()
     assert reinit.plan(head, scheme="zeros_").paths[-2:] == ("w", "b")
-    assert reinit.plan(head, "", scheme="zeros_").paths == reinit.plan(head, scheme="zeros_").paths
+    assert reinit.plan(head, "", scheme="zeros_").paths == ("w", "b")
     assert reinit.plan(MLP(), "w2").paths == ("w2.weight", "w2.bias")
     assert reinit.plan(WRAPPED["parallel"].build(), "0.w2").paths == ("0.w2.weight", "0.w2.bias")
 
@@ -313,8 +313,14 @@ def test_what_else_a_scheme_cannot_serve() -> None:
     with pytest.raises(SchemeUnsuitable, match=r"0\.weight: dirac_ needs a first dimension that 2 groups"):
         reinit.plan(conv, scheme="dirac_", arguments={"groups": 2})
     dtypes = ZOO["dtypes"].build()
-    with pytest.raises(SchemeUnsuitable, match="turn: uniform_ cannot serve complex64: "):
-        reinit.plan(dtypes, scheme="uniform_")
+    with pytest.raises(SchemeUnsuitable, match="turn: trunc_normal_ cannot serve complex64: "):
+        reinit.plan(dtypes, scheme="trunc_normal_")
+    whole = nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)])
+    for value in (0.5, 300, -1):
+        with pytest.raises(SchemeUnsuitable, match=r"^constant_ cannot serve 0: "):
+            reinit.plan(whole, scheme="constant_", arguments={"val": value})
+    run(whole, scheme="constant_", arguments={"val": 7})
+    assert whole[0].tolist() == [7, 7]
     half = MLP().half()
     with pytest.raises(SchemeUnsuitable, match=r"w1\.weight: orthogonal_ cannot serve float16"):
         reinit.plan(half, parameter="weight", scheme="orthogonal_")

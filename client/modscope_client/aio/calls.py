@@ -82,16 +82,15 @@ class Calls:
 
     async def upload(self, rpc: Rpc[Q, R], requests: Iterable[Q], *, bulk: bool) -> R:
         """The response to a stream of requests; what iterating them raises is raised here."""
-        source = _Source(requests)
         stream = self._channel().stream_unary(rpc.path, rpc.encode, rpc.decode)
-        deadline = None if bulk else self.timeout
-        started = stream(source, timeout=deadline, metadata=self.endpoint.metadata())
+        started = stream(timeout=None if bulk else self.timeout, metadata=self.endpoint.metadata())
         watchdog = Watchdog(started.cancel, self.timeout)
-        source.watchdog = watchdog if bulk else None
+        sending = _Sending(started, requests, watchdog if bulk else None)
         try:
+            await sending.run()
             response: R = await started
         except (grpc.RpcError, asyncio.CancelledError) as error:
-            raise self._why(error, watchdog, source, waited_for_model=source.exhausted) from None
+            raise self._why(error, watchdog, sending, waited_for_model=sending.exhausted) from None
         finally:
             watchdog.pause()
             started.cancel()
@@ -101,11 +100,16 @@ class Calls:
         self, rpc: Rpc[Q, R], requests: Iterable[Q], take: Callable[[R], Awaitable[None]]
     ) -> None:
         """Give each response to a stream of requests to `take`, for as long as they keep coming."""
-        source = _Source(requests)
         stream = self._channel().stream_stream(rpc.path, rpc.encode, rpc.decode)
-        started = stream(source, metadata=self.endpoint.metadata())
-        watchdog = source.watchdog = Watchdog(started.cancel, self.timeout)
-        await self._take_all(started, watchdog, source, take)
+        started = stream(metadata=self.endpoint.metadata())
+        watchdog = Watchdog(started.cancel, self.timeout)
+        sending = _Sending(started, requests, watchdog)
+        task = asyncio.create_task(sending.run())
+        try:
+            await self._take_all(started, watchdog, sending, take)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def watch(self, rpc: Rpc[Q, R], request: Q) -> Stream[R]:
         """The responses to one request: the first in time, the others whenever they come."""
@@ -130,7 +134,7 @@ class Calls:
         self,
         started: Any,
         watchdog: Watchdog,
-        source: _Source | None,
+        sending: _Sending | None,
         take: Callable[[Any], Awaitable[None]],
     ) -> None:
         nothing_came = True
@@ -140,7 +144,7 @@ class Calls:
                 try:
                     message = await started.read()
                 except (grpc.RpcError, asyncio.CancelledError) as error:
-                    raise self._why(error, watchdog, source, waited_for_model=nothing_came) from None
+                    raise self._why(error, watchdog, sending, waited_for_model=nothing_came) from None
                 watchdog.pause()
                 if message is grpc.aio.EOF:
                     return
@@ -151,11 +155,11 @@ class Calls:
             started.cancel()
 
     def _why(
-        self, error: BaseException, watchdog: Watchdog, source: _Source | None, *, waited_for_model: bool
+        self, error: BaseException, watchdog: Watchdog, sending: _Sending | None, *, waited_for_model: bool
     ) -> BaseException:
-        """What ended a transfer: the source of its requests, the watchdog, a status, or the caller's task."""
-        if source is not None and source.error is not None:
-            return source.error
+        """What ended a transfer: the making of its requests, the watchdog, a status, or the caller's task."""
+        if sending is not None and sending.error is not None:
+            return sending.error
         if watchdog.expired:
             return (no_safe_point if waited_for_model else stalled)(self.timeout)
         if isinstance(error, grpc.RpcError):
@@ -227,27 +231,30 @@ class Watchdog:
         self._cancel()
 
 
-class _Source:
-    """The requests of a call, as grpc's own task takes them; that ends the call where one cannot be made."""
+class _Sending:
+    """The requests of a call on their way."""
 
-    def __init__(self, requests: Iterable[Any]) -> None:
+    def __init__(self, started: Any, requests: Iterable[Any], watchdog: Watchdog | None) -> None:
         self.error: BaseException | None = None
+        """What kept a request from being made."""
         self.exhausted = False
-        self.watchdog: Watchdog | None = None
-        self._requests = iter(requests)
+        self._started = started
+        self._requests = requests
+        self._watchdog = watchdog
 
-    def __iter__(self) -> _Source:
-        return self
-
-    def __next__(self) -> Any:
+    async def run(self) -> None:
+        """Send all of them; cancel the call where one cannot be made."""
         try:
-            return next(self._requests)
-        except StopIteration:
+            for request in self._requests:
+                if self._watchdog is not None:
+                    self._watchdog.resume()
+                await self._started.write(request)
             self.exhausted = True
+            await self._started.done_writing()
+        except asyncio.CancelledError:
             raise
         except BaseException as error:
-            self.error = error
-            raise
-        finally:
-            if self.watchdog is not None:
-                self.watchdog.resume()
+            # A call that has ended takes no more requests, and its status says why.
+            if not self._started.done():
+                self.error = error
+                self._started.cancel()

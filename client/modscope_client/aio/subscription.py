@@ -81,8 +81,7 @@ class Subscription(Watching):
         progression = self._armed()
         if progression.ended is None and not self._left:
             request = hook_service_pb2.StopWatchRequest(watch_id=progression.watch_id)
-            told = await self._calls.unary(STOP_WATCH, request)
-            progression.stopped(told.published, told.dropped)
+            progression.stopped(await self._calls.unary(STOP_WATCH, request))
 
     async def close(self) -> None:
         """End the watch and its connection. Idempotent; never fails."""

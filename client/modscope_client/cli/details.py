@@ -48,6 +48,7 @@ def _share(module: ModuleInfo) -> str:
 def tensor_text(detail: TensorDetail) -> str:
     """A parameter or buffer: its facts, statistics and digest."""
     info = detail.info
+    is_buffer = isinstance(info, BufferInfo)
     heading = (
         f"{styled(path_text(info.path), bold=True)}  {styled(info.dtype, fg='cyan')} {shape_text(info.shape)}"
     )
@@ -55,9 +56,9 @@ def tensor_text(detail: TensorDetail) -> str:
         ("kind", _kind(info)),
         ("elements", f"{info.numel:,}"),
         ("module", one_line(info.module_type)),
-        ("trainable", "" if isinstance(info, BufferInfo) else "yes" if info.requires_grad else "no (frozen)"),
-        ("gradient", "present" if info.has_grad else "none"),
-        ("optimizer", "none holds it" if info.optimizer is None else f"group {info.optimizer}"),
+        ("trainable", "" if is_buffer else "yes" if info.requires_grad else "no (frozen)"),
+        ("gradient", "present" if info.has_grad else "" if is_buffer else "none"),
+        ("optimizer", _holder(info.optimizer) if not is_buffer or info.optimizer is not None else ""),
         ("device", info.device),
         ("tied with", ", ".join(map(one_line, info.tied_with))),
         ("raw path", one_line(info.raw_path) if info.raw_path != info.path else ""),
@@ -67,6 +68,10 @@ def tensor_text(detail: TensorDetail) -> str:
         ("step", f"{detail.step:,}"),
     )
     return facts_text(heading, facts)
+
+
+def _holder(group: int | None) -> str:
+    return "none holds it" if group is None else f"group {group}"
 
 
 def _kind(info: ParameterInfo) -> str:

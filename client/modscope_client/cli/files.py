@@ -24,7 +24,8 @@ def check_suffix(file: str, *suffixes: str) -> str:
     """The file's suffix. Raises UsageError where it is none of these, naming them."""
     suffix = Path(file).suffix
     if suffix not in suffixes:
-        raise click.UsageError(f"{file!r}: the name must end in {' or '.join(suffixes)}")
+        listed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise click.UsageError(f"{file!r}: the name must end in {listed}")
     return suffix
 
 

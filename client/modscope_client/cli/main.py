@@ -78,8 +78,9 @@ program = LazyGroup(
     package="modscope_client.cli.commands",
     sections=VERBS,
     params=global_options(),
+    examples=("modscope tree", "modscope watch '*' --type ReLU", "modscope freeze encoder"),
     help="See inside a live PyTorch model and change it, without stopping it.",
-    epilog="Begin with 'modscope ps', then 'modscope tree'. 'modscope VERB --help' has examples.",
+    epilog="'modscope VERB --help' tells more of a verb, with examples.",
     context_settings=HELP,
 )
 click.version_option(__version__, message="modscope %(version)s")(program)

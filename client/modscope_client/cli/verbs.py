@@ -38,9 +38,13 @@ class Verb(click.Command):
                 formatter.write_dl(records)
         with formatter.section("Global options"):
             formatter.write_text("--address, --token-file, --model, --timeout, -o: see 'modscope --help'.")
-        with formatter.section("Examples"):
-            for example in self.examples:
-                formatter.write(f"{'':>{formatter.current_indent}}$ {example}\n")
+        _write_examples(formatter, self.examples)
+
+
+def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    with formatter.section("Examples"):
+        for example in examples:
+            formatter.write(f"{'':>{formatter.current_indent}}$ {example}\n")
 
 
 class UnknownVerb(click.UsageError):
@@ -57,11 +61,23 @@ class VerbGroup(click.Group):
 
     command_class = Verb
 
-    def __init__(self, *args: Any, **attributes: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
         attributes.setdefault("context_settings", HELP)
         attributes.setdefault("subcommand_metavar", "VERB [ARGUMENTS]")
         attributes |= {"invoke_without_command": True, "no_args_is_help": False}
         super().__init__(*args, **attributes)
+        self.examples = tuple(examples)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in the order of the help."""
+        return list(self.commands)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the verbs, the options, the examples."""
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+        if self.examples:
+            _write_examples(formatter, self.examples)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the verb; shows the help where there is none."""
@@ -102,11 +118,6 @@ class LazyGroup(VerbGroup):
             return None
         command: click.Command = import_module(f"{self.package}.{cmd_name}").command
         return command
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the verbs, then the options."""
-        self.format_commands(ctx, formatter)
-        click.Command.format_options(self, ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the verbs by section, without importing one."""

@@ -44,7 +44,7 @@ def converted(source: torch.Tensor, dtype: torch.dtype, path: str) -> torch.Tens
     if source.dtype == dtype:
         return source
     flat = source.resolve_conj().resolve_neg().reshape(-1)
-    result = torch.empty(flat.shape, dtype=dtype)
+    result = torch.empty(flat.shape, dtype=dtype, device=flat.device)
     try:
         for start in range(0, flat.numel(), _CHUNK):
             chunk = _Chunk(flat[start : start + _CHUNK], start, source.shape, dtype, path)

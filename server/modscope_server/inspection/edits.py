@@ -113,9 +113,9 @@ def overlaps_itself(t: torch.Tensor) -> bool:
         reach += stride * (size - 1)
     if certain:
         return False
-    offsets = torch.zeros((), dtype=torch.int64)
+    offsets = torch.zeros((), dtype=torch.int64, device="cpu")
     for stride, size in zip(t.stride(), t.shape, strict=True):
-        offsets = offsets[..., None] + torch.arange(size) * stride
+        offsets = offsets[..., None] + torch.arange(size, device="cpu") * stride
     distinct: torch.Tensor = torch.unique(offsets)
     return distinct.numel() < t.numel()
 
@@ -126,8 +126,8 @@ def _number(fill: bool | int | float | str | None) -> torch.Tensor:
     if isinstance(fill, int) and not -(2**63) <= fill < 2**64:
         raise BadRequest(f"{fill} is more than 64 bits can hold", field="fill")
     if isinstance(fill, float):
-        return torch.tensor(fill, dtype=torch.float64)
-    return torch.tensor(fill, dtype=torch.uint64 if fill >= 2**63 else None)
+        return torch.tensor(fill, dtype=torch.float64, device="cpu")
+    return torch.tensor(fill, dtype=torch.uint64 if fill >= 2**63 else None, device="cpu")
 
 
 def _check_writable(target: torch.Tensor, path: str) -> None:

@@ -136,15 +136,15 @@ def _host_part(chunk: torch.Tensor, *, alone: bool) -> _Part:
     low, high = (bound.item() for bound in torch.aminmax(chunk))
     nan = inf = 0
     if not (math.isfinite(low) and math.isfinite(high)):
-        nan = int(torch.isnan(chunk).sum())
-        finite = chunk[torch.isfinite(chunk)]
-        inf = chunk.numel() - finite.numel() - nan
-        chunk = finite
+        values = chunk.numpy()
+        nan = int(numpy.count_nonzero(numpy.isnan(values)))
+        chunk = torch.from_numpy(values[numpy.isfinite(values)])
+        inf = len(values) - chunk.numel() - nan
         if not chunk.numel():
             return _Part(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, nan, inf)
         low, high = (bound.item() for bound in torch.aminmax(chunk))
     count = chunk.numel()
-    # Comparing and counting in numpy is a quarter of torch.count_nonzero's time.
+    # numpy compares, counts and selects in a quarter of torch's time.
     zeros = int(numpy.count_nonzero(chunk.numpy() == 0)) if low <= 0 <= high else 0
     if low == high:
         return _Part(count, low, 0.0, 0.0, math.sqrt(count) * abs(low), low, high, zeros, nan, inf)

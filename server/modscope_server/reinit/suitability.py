@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from modscope_server.inspection.casting import finite_elements
 from modscope_server.inspection.edits import overlaps_itself
 from modscope_server.inspection.members import child, children, tensors
 from modscope_server.inspection.randomness import keeping_random_state
@@ -54,8 +53,10 @@ class SchemeProbe:
                 self._scheme.fill(small, **self._arguments)
         except Exception as error:
             return f"{self._scheme.name} cannot serve {dtype_name(tensor)}: {error}"
-        if tensor.is_floating_point() and not bool(finite_elements(small).all()):
-            return f"{self._scheme.name} with these arguments is beyond the range of {dtype_name(tensor)}"
+        value = self._arguments.get("val")
+        real = tensor.is_floating_point() or tensor.is_complex()
+        if value is not None and not real and small.reshape(-1)[0].item() != value:
+            return f"{dtype_name(tensor)} cannot hold {value!r}"
         return ""
 
 

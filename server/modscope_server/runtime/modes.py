@@ -11,13 +11,17 @@ __all__ = ["neutral_modes"]
 
 
 class neutral_modes:  # noqa: N801 - reads as a context manager
-    """The thread-local modes under which requests run, whatever the thread had set: no grad, no autocast."""
+    """The thread-local modes under which requests run, whatever the thread had set: no grad, no autocast.
+
+    Only what differs is entered: every small read passes here, and torch's own contexts cost microseconds.
+    """
 
     def __enter__(self) -> None:
-        self._stack: list[contextlib.AbstractContextManager[Any]] = [
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ]
+        self._stack: list[contextlib.AbstractContextManager[Any]] = []
+        if torch.is_inference_mode_enabled():
+            self._stack.append(torch.inference_mode(False))
+        if torch.is_grad_enabled():
+            self._stack.append(torch.no_grad())
         for device in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(device):
                 self._stack.append(torch.autocast(device, enabled=False))

@@ -18,7 +18,9 @@ from modscope_client.types import LoadResult
 __all__ = ["command"]
 
 
-@click.group("state", cls=VerbGroup)
+@click.group(
+    "state", cls=VerbGroup, examples=("modscope state save model.safetensors", "modscope state keys -o name")
+)
 def command() -> None:
     """List, save or load the state_dict.
 

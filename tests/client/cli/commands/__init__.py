@@ -1,0 +1,1 @@
+"""Each verb against a real server."""

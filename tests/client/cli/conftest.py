@@ -1,0 +1,95 @@
+"""A served model, and `modscope` run in this process: exit code, stdout, stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import modscope_server
+from modscope_client.cli.main import run
+from tests.client.cli.models import Reader, reader
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "cli"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the program left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed, parsed."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        """What it printed, line by line."""
+        return self.out.splitlines()
+
+
+Modscope = Callable[..., Outcome]
+
+
+@dataclass(frozen=True)
+class Live:
+    """A model and its server."""
+
+    model: Reader
+    scope: modscope_server.Scope
+    optimizer: torch.optim.Optimizer
+
+    def step(self, times: int = 1) -> None:
+        """Training iterations of the model."""
+        for _ in range(times):
+            self.optimizer.zero_grad()
+            self.model(torch.arange(5))["logits"].square().mean().backward()
+            self.optimizer.step()
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    """A writable server, to which the program connects when it is told nothing else."""
+    model = reader()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    with modscope_server.attach(model, optimizer=optimizer, writable=True) as scope:
+        monkeypatch.setenv("MODSCOPE_ADDRESS", scope.address)
+        monkeypatch.setenv("MODSCOPE_TOKEN", scope.token)
+        yield Live(model, scope, optimizer)
+
+
+@pytest.fixture
+def modscope(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Modscope:
+    """Runs `modscope ARGUMENTS`."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        code = run(list(arguments))
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Compares a text with the file of that name; MODSCOPE_UPDATE_GOLDEN=1 writes the file instead."""
+
+    def compare(name: str, text: str) -> None:
+        file = GOLDEN / f"{name}.txt"
+        if os.environ.get("MODSCOPE_UPDATE_GOLDEN"):
+            file.write_text(text, encoding="utf-8")
+        assert text == file.read_text(encoding="utf-8")
+
+    return compare
