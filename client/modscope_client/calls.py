@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import grpc
 
@@ -20,10 +20,23 @@ from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, ModscopeError, from_rpc, no_safe_point, stalled
 from modscope_client.rpcs import Rpc
 
-__all__ = ["Calls", "Stream"]
+__all__ = ["Calls", "Origin", "Stream"]
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+def _ignore(cancel: Callable[[], Any]) -> None:
+    """Nobody wants to cancel the call."""
+
+
+class Origin(NamedTuple):
+    """Who makes a call, where it is not the thread that runs it."""
+
+    metadata: tuple[tuple[str, str], ...]
+    """What the call carries."""
+    begun: Callable[[Callable[[], Any]], None] = _ignore
+    """Told, once the call has begun, how it is cancelled."""
 
 
 class Calls:
@@ -70,14 +83,16 @@ class Calls:
         with Watchdog(started.cancel, self.timeout) as watchdog:
             self._take_all(started, watchdog, None, take)
 
-    def upload(self, rpc: Rpc[Q, R], requests: Iterable[Q], *, bulk: bool) -> R:
+    def upload(self, rpc: Rpc[Q, R], requests: Iterable[Q], *, bulk: bool, origin: Origin | None = None) -> R:
         """The response to a stream of requests; what iterating them raises is raised here."""
         self._check()
+        origin = origin or Origin(self.endpoint.metadata())
         source = _Source(requests)
         deadline = None if bulk else self.timeout
         with self._errors():
             stream = self._channel.stream_unary(rpc.path, rpc.encode, rpc.decode)
-            started = stream.future(source, timeout=deadline, metadata=self.endpoint.metadata())
+            started = stream.future(source, timeout=deadline, metadata=origin.metadata)
+            origin.begun(started.cancel)
         with Watchdog(started.cancel, self.timeout) as watchdog:
             source.start(started.cancel, watchdog if bulk else None)
             try:
@@ -88,13 +103,22 @@ class Calls:
                 started.cancel()
         return response
 
-    def exchange(self, rpc: Rpc[Q, R], requests: Iterable[Q], take: Callable[[R], None]) -> None:
+    def exchange(
+        self,
+        rpc: Rpc[Q, R],
+        requests: Iterable[Q],
+        take: Callable[[R], None],
+        *,
+        origin: Origin | None = None,
+    ) -> None:
         """Give each response to a stream of requests to `take`, for as long as they keep coming."""
         self._check()
+        origin = origin or Origin(self.endpoint.metadata())
         source = _Source(requests)
         with self._errors():
             stream = self._channel.stream_stream(rpc.path, rpc.encode, rpc.decode)
-            started = stream(source, metadata=self.endpoint.metadata())
+            started = stream(source, metadata=origin.metadata)
+            origin.begun(started.cancel)
         with Watchdog(started.cancel, self.timeout) as watchdog:
             source.start(started.cancel, watchdog)
             self._take_all(started, watchdog, source, take)
@@ -232,7 +256,7 @@ class _Source:
         self.exhausted = False
         self._requests = iter(requests)
         self._started = threading.Event()
-        self._cancel: Callable[[], Any] = _nothing
+        self._cancel: Callable[[], Any] = bool
         self._watchdog: Watchdog | None = None
 
     def start(self, cancel: Callable[[], Any], watchdog: Watchdog | None) -> None:
@@ -261,7 +285,3 @@ class _Source:
         finally:
             if self._watchdog:
                 self._watchdog.resume()
-
-
-def _nothing() -> None:
-    """What is to be cancelled before a call has begun."""

@@ -319,7 +319,8 @@ def test_deadlines_of_the_others() -> None:
         over(endpoint, body, 0.3)
 
 
-def test_a_cancelled_task_ends_its_call() -> None:
+@pytest.mark.parametrize("rpc", [rpcs.READ_TENSORS, rpcs.UPLOAD])
+def test_a_cancelled_task_ends_its_call(rpc: Any) -> None:
     hold = Hold()
     ended = threading.Event()
 
@@ -328,15 +329,22 @@ def test_a_cancelled_task_ends_its_call() -> None:
         hold.wait(context)
         yield from ()
 
+    def start(calls: Calls) -> Any:
+        if rpc is rpcs.UPLOAD:
+            return calls.upload(rpc, [Frame(state_dict_service_pb2.UploadRequest())], bulk=True)
+        return calls.download(rpc, READ, at_once(lambda message: None))
+
     async def body(calls: Calls) -> None:
-        task = asyncio.create_task(calls.download(rpcs.READ_TENSORS, READ, at_once(lambda message: None)))
+        task = asyncio.create_task(start(calls))
         await asyncio.to_thread(hold.reached.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await asyncio.to_thread(ended.wait, 30)
 
-    with serving({rpcs.READ_TENSORS: behaviour}) as endpoint:
+    with serving(
+        {rpc: behaviour if rpc is rpcs.READ_TENSORS else lambda *a: next(behaviour(*a), b"")}
+    ) as endpoint:
         over(endpoint, body)
 
 
@@ -373,7 +381,7 @@ def test_an_early_refusal_ends_the_sending() -> None:
             with pytest.raises(InvalidArgument, match="wrong keys"):
                 await calls.upload(rpcs.UPLOAD, itertools.repeat(frame), bulk=True)
             with pytest.raises(InvalidArgument, match="wrong keys"):
-                await calls.exchange(rpcs.FORWARD, itertools.repeat(frame), at_once(lambda message: None))
+                await calls.exchange(rpcs.FORWARD, itertools.repeat(frame), lambda message: None)
 
     with serving({rpcs.UPLOAD: refuse, rpcs.FORWARD: refuse_streaming}) as endpoint:
         over(endpoint, body)

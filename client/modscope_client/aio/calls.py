@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import grpc
 
+from modscope_client import calls
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, from_rpc, no_safe_point, stalled
 from modscope_client.rpcs import Rpc
@@ -18,6 +20,7 @@ __all__ = ["Calls", "Runner", "Stream", "at_once", "in_a_thread"]
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+T = TypeVar("T")
 
 Runner = Callable[[Callable[[Any], None]], Callable[[Any], Awaitable[None]]]
 """Makes a function that is awaited of one that is called."""
@@ -52,11 +55,14 @@ class Calls:
         self._watch = watch
         self._opened_in = os.getpid()
         self._opened: grpc.aio.Channel | None = None
+        self._sync: calls.Calls | None = None
 
     async def close(self) -> None:
         """End all calls. Idempotent; in a forked child it leaves the parent's connection alone."""
         if not self.closed and self._opened_in == os.getpid():
             self.closed = True
+            if self._sync is not None:
+                self._sync.close()
             if self._opened is not None:
                 await self._opened.close()
 
@@ -78,38 +84,23 @@ class Calls:
         """Give each response to one request to `take`, for as long as they keep coming."""
         stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
         started = stream(request, metadata=self.endpoint.metadata())
-        await self._take_all(started, Watchdog(started.cancel, self.timeout), None, take)
+        await self._take_all(started, Watchdog(started.cancel, self.timeout), take)
 
     async def upload(self, rpc: Rpc[Q, R], requests: Iterable[Q], *, bulk: bool) -> R:
-        """The response to a stream of requests; what iterating them raises is raised here."""
-        stream = self._channel().stream_unary(rpc.path, rpc.encode, rpc.decode)
-        started = stream(timeout=None if bulk else self.timeout, metadata=self.endpoint.metadata())
-        watchdog = Watchdog(started.cancel, self.timeout)
-        sending = _Sending(started, requests, watchdog if bulk else None)
-        try:
-            await sending.run()
-            response: R = await started
-        except (grpc.RpcError, asyncio.CancelledError) as error:
-            raise self._why(error, watchdog, sending, waited_for_model=sending.exhausted) from None
-        finally:
-            watchdog.pause()
-            started.cancel()
-        return response
+        """The response to a stream of requests that another thread makes and sends."""
 
-    async def exchange(
-        self, rpc: Rpc[Q, R], requests: Iterable[Q], take: Callable[[R], Awaitable[None]]
-    ) -> None:
-        """Give each response to a stream of requests to `take`, for as long as they keep coming."""
-        stream = self._channel().stream_stream(rpc.path, rpc.encode, rpc.decode)
-        started = stream(metadata=self.endpoint.metadata())
-        watchdog = Watchdog(started.cancel, self.timeout)
-        sending = _Sending(started, requests, watchdog)
-        task = asyncio.create_task(sending.run())
-        try:
-            await self._take_all(started, watchdog, sending, take)
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
+        def run(sync: calls.Calls, origin: calls.Origin) -> R:
+            return sync.upload(rpc, requests, bulk=bulk, origin=origin)
+
+        return await self._in_a_thread(run)
+
+    async def exchange(self, rpc: Rpc[Q, R], requests: Iterable[Q], take: Callable[[R], None]) -> None:
+        """Give each response to a stream of requests to `take`, in another thread that sends them."""
+
+        def run(sync: calls.Calls, origin: calls.Origin) -> None:
+            sync.exchange(rpc, requests, take, origin=origin)
+
+        await self._in_a_thread(run)
 
     async def watch(self, rpc: Rpc[Q, R], request: Q) -> Stream[R]:
         """The responses to one request: the first in time, the others whenever they come."""
@@ -122,7 +113,7 @@ class Calls:
         except BaseException as error:
             started.cancel()
             if isinstance(error, grpc.RpcError | asyncio.CancelledError):
-                raise self._why(error, watchdog, None, waited_for_model=True) from None
+                raise self._why(error, watchdog, waited_for_model=True) from None
             raise
         finally:
             watchdog.pause()
@@ -131,11 +122,7 @@ class Calls:
         return Stream(first, started, self._errors)
 
     async def _take_all(
-        self,
-        started: Any,
-        watchdog: Watchdog,
-        sending: _Sending | None,
-        take: Callable[[Any], Awaitable[None]],
+        self, started: Any, watchdog: Watchdog, take: Callable[[Any], Awaitable[None]]
     ) -> None:
         nothing_came = True
         try:
@@ -144,7 +131,7 @@ class Calls:
                 try:
                     message = await started.read()
                 except (grpc.RpcError, asyncio.CancelledError) as error:
-                    raise self._why(error, watchdog, sending, waited_for_model=nothing_came) from None
+                    raise self._why(error, watchdog, waited_for_model=nothing_came) from None
                 watchdog.pause()
                 if message is grpc.aio.EOF:
                     return
@@ -154,12 +141,23 @@ class Calls:
             watchdog.pause()
             started.cancel()
 
-    def _why(
-        self, error: BaseException, watchdog: Watchdog, sending: _Sending | None, *, waited_for_model: bool
-    ) -> BaseException:
-        """What ended a transfer: the making of its requests, the watchdog, a status, or the caller's task."""
-        if sending is not None and sending.error is not None:
-            return sending.error
+    async def _in_a_thread(self, run: Callable[[calls.Calls, calls.Origin], T]) -> T:
+        """Let the sync client make a call: grpc.aio loses the status of one that is refused while it sends."""
+        self._check()
+        if self._sync is None:
+            self._sync = calls.Calls(self.endpoint, self.timeout)
+        cancellation = _Cancellation()
+        origin = calls.Origin(self.endpoint.metadata(), cancellation.begun)
+        work = asyncio.ensure_future(asyncio.to_thread(run, self._sync, origin))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            await asyncio.wait([work])
+            raise
+
+    def _why(self, error: BaseException, watchdog: Watchdog, *, waited_for_model: bool) -> BaseException:
+        """What ended a transfer: the watchdog, a status, the closing of the client, or the caller's task."""
         if watchdog.expired:
             return (no_safe_point if waited_for_model else stalled)(self.timeout)
         if isinstance(error, grpc.RpcError):
@@ -168,9 +166,12 @@ class Calls:
             return forked_or_closed(self._opened_in, self.endpoint.address)
         return error
 
-    def _channel(self) -> grpc.aio.Channel:
+    def _check(self) -> None:
         if self.closed or self._opened_in != os.getpid():
             raise forked_or_closed(self._opened_in, self.endpoint.address)
+
+    def _channel(self) -> grpc.aio.Channel:
+        self._check()
         if self._opened is None:
             self._opened = self.endpoint.open_async(watch=self._watch)
         return self._opened
@@ -231,30 +232,23 @@ class Watchdog:
         self._cancel()
 
 
-class _Sending:
-    """The requests of a call on their way."""
+class _Cancellation:
+    """Carries a cancellation to a call that another thread makes, whether it has begun or not."""
 
-    def __init__(self, started: Any, requests: Iterable[Any], watchdog: Watchdog | None) -> None:
-        self.error: BaseException | None = None
-        """What kept a request from being made."""
-        self.exhausted = False
-        self._started = started
-        self._requests = requests
-        self._watchdog = watchdog
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = False
+        self._cancel: Callable[[], Any] = bool
 
-    async def run(self) -> None:
-        """Send all of them; cancel the call where one cannot be made."""
-        try:
-            for request in self._requests:
-                if self._watchdog is not None:
-                    self._watchdog.resume()
-                await self._started.write(request)
-            self.exhausted = True
-            await self._started.done_writing()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            # A call that has ended takes no more requests, and its status says why.
-            if not self._started.done():
-                self.error = error
-                self._started.cancel()
+    def begun(self, cancel: Callable[[], Any]) -> None:
+        """The call has begun, and `cancel` ends it."""
+        with self._lock:
+            self._cancel = cancel
+            if self._wanted:
+                cancel()
+
+    def cancel(self) -> None:
+        """End the call, now or when it begins."""
+        with self._lock:
+            self._wanted = True
+            self._cancel()

@@ -168,7 +168,7 @@ class ModelReads:
         """
         first, tensors = requests.forward(self.name, args, kwargs, mode)
         came: Arrivals[model_service_pb2.ForwardResponse] = Arrivals()
-        await self._calls.exchange(rpcs.FORWARD, forward_frames(first, tensors), at_once(came.take))
+        await self._calls.exchange(rpcs.FORWARD, forward_frames(first, tensors), came.take)
         return decode(came.head.value, came.finish(came.head.tensors))
 
     def watch(

@@ -92,26 +92,30 @@ def flatten(value: object) -> tuple[Node, list[torch.Tensor]]:
     What holds itself, or is nested more than 64 deep, becomes Opaque at that place.
     """
     tensors: list[torch.Tensor] = []
-    positions: dict[int, int] = {}
+    return _node(value, (), tensors, {}), tensors
 
-    def node(value: object, above: tuple[int, ...]) -> Node:
-        if isinstance(value, torch.Tensor):
-            position = positions.setdefault(id(value), len(tensors))
-            if position == len(tensors):
-                tensors.append(value)
-            return TensorRef(position)
-        scalar = _scalar(value)
-        if scalar is not None:
-            return scalar
-        items = _items(value)
-        if items is None or len(above) >= _MAX_DEPTH or id(value) in above:
-            return _opaque(value)
-        nodes = tuple((key, node(item, (*above, id(value)))) for key, item in items)
-        if isinstance(value, (list, tuple)):
-            return (ListNode if isinstance(value, list) else TupleNode)(tuple(item for _, item in nodes))
-        return MappingNode("" if type(value) is dict else type(value).__name__, nodes)
 
-    return node(value, ()), tensors
+def _node(
+    value: object, above: tuple[int, ...], tensors: list[torch.Tensor], positions: dict[int, int]
+) -> Node:
+    # Neither here nor below a closure: one that calls itself is a cycle, and would keep the tensors until
+    # the next garbage collection.
+    if isinstance(value, torch.Tensor):
+        position = positions.setdefault(id(value), len(tensors))
+        if position == len(tensors):
+            tensors.append(value)
+        return TensorRef(position)
+    scalar = _scalar(value)
+    if scalar is not None:
+        return scalar
+    items = _items(value)
+    if items is None or len(above) >= _MAX_DEPTH or id(value) in above:
+        return _opaque(value)
+    within = (*above, id(value))
+    nodes = tuple((key, _node(item, within, tensors, positions)) for key, item in items)
+    if isinstance(value, (list, tuple)):
+        return (ListNode if isinstance(value, list) else TupleNode)(tuple(item for _, item in nodes))
+    return MappingNode("" if type(value) is dict else type(value).__name__, nodes)
 
 
 def unflatten(structure: Node, tensors: Sequence[torch.Tensor]) -> Any:
@@ -159,7 +163,6 @@ def named_tensors(value: object) -> list[tuple[str, torch.Tensor | None]]:
 def _collect(
     value: object, prefix: str, above: tuple[int, ...], found: list[tuple[str, torch.Tensor | None]]
 ) -> None:
-    # Not a closure: one that calls itself is a cycle, and would keep the tensors until the next collection.
     items = _items(value)
     if items is None or len(above) >= _MAX_DEPTH or id(value) in above:
         return
@@ -171,30 +174,28 @@ def _collect(
             _collect(item, key, (*above, id(value)), found)
 
 
-def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The value with `change` applied to each of its tensors.
+def map_tensors(
+    value: Any, change: Callable[[torch.Tensor], torch.Tensor], above: tuple[int, ...] = ()
+) -> Any:
+    """The value with `change` applied to each of its tensors; `above` is for the recursion.
 
     A container in which nothing changed is given back itself; of others, mappings and dataclasses
     become dicts.
     """
-
-    def mapped(value: Any, above: tuple[int, ...]) -> Any:
-        if isinstance(value, torch.Tensor):
-            return change(value)
-        items = None if isinstance(value, (bool, int, float, str)) else _items(value)
-        if items is None or len(above) >= _MAX_DEPTH or id(value) in above:
-            return value
-        entries = list(items)
-        after = [mapped(item, (*above, id(value))) for _, item in entries]
-        if all(new is old for new, (_, old) in zip(after, entries, strict=True)):
-            return value
-        if isinstance(value, list):
-            return after
-        if isinstance(value, tuple):
-            return type(value)(*after) if hasattr(value, "_fields") else tuple(after)
-        return {key: new for new, (key, _) in zip(after, entries, strict=True)}
-
-    return mapped(value, ())
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    items = None if isinstance(value, (bool, int, float, str)) else _items(value)
+    if items is None or len(above) >= _MAX_DEPTH or id(value) in above:
+        return value
+    entries = list(items)
+    after = [map_tensors(item, change, (*above, id(value))) for _, item in entries]
+    if all(new is old for new, (_, old) in zip(after, entries, strict=True)):
+        return value
+    if isinstance(value, list):
+        return after
+    if isinstance(value, tuple):
+        return type(value)(*after) if hasattr(value, "_fields") else tuple(after)
+    return {key: new for new, (key, _) in zip(after, entries, strict=True)}
 
 
 def _scalar(value: object) -> NoneNode | Scalar | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -22,7 +23,7 @@ def ids(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> nn.Linear:
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[nn.Linear]:
     model = nn.Linear(4, 2)
     scope = modscope_server.attach(model)
     monkeypatch.setenv("MODSCOPE_ADDRESS", scope.address)

@@ -22,7 +22,8 @@ def test_seeded_it_is_manual_seed_and_apply(live: Live, modscope: Modscope) -> N
     torch.manual_seed(3)
     twin.apply(init)
     outcome = modscope(
-        "reinit", "*", "--type", "Linear", "--param", "weight", "--scheme", "normal_", "--arg", "std=0.02", "--seed", "3"
+        "reinit", "*", "--type", "Linear", "--param", "weight", "--scheme", "normal_",
+        "--arg", "std=0.02", "--seed", "3",
     )  # fmt: skip
     assert outcome.code == 0
     for (name, ours), (_, theirs) in zip(live.model.named_parameters(), twin.named_parameters(), strict=True):
