@@ -18,6 +18,7 @@ import grpc
 
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, ModscopeError, from_rpc, no_safe_point, stalled
+from modscope_client.memory import Memory
 from modscope_client.rpcs import Rpc
 
 __all__ = ["Calls", "Origin", "Stream"]
@@ -46,6 +47,8 @@ class Calls:
         self.endpoint = endpoint
         self.timeout = timeout
         """Seconds."""
+        self.memory = Memory()
+        """Of the state_dicts that it has brought."""
         self.closed = False
         self._opened_in = os.getpid()
         self._channel = endpoint.open(watch=watch)
@@ -55,6 +58,7 @@ class Calls:
         """End all calls. Idempotent; in a forked child it leaves the parent's connection alone."""
         if not self.closed and self._opened_in == os.getpid():
             self.closed = True
+            self.memory.close()
             self._channel.close()
 
     def unary(self, rpc: Rpc[Q, R], request: Q) -> R:
@@ -67,12 +71,17 @@ class Calls:
             response: R = call(request, timeout=self.timeout, metadata=self.endpoint.metadata())
         return response
 
-    def listing(self, rpc: Rpc[Q, R], request: Q) -> list[R]:
-        """The responses to one request, the last of them before the deadline."""
+    def listing(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None]) -> None:
+        """Give each response to one request to `take`, the last of them before the deadline."""
         self._check()
         with self._errors():
             stream = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
-            return list(stream(request, timeout=self.timeout, metadata=self.endpoint.metadata()))
+            started = stream(request, timeout=self.timeout, metadata=self.endpoint.metadata())
+            try:
+                for message in started:
+                    take(message)
+            finally:
+                started.cancel()
 
     def download(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None]) -> None:
         """Give each response to one request to `take`, for as long as they keep coming."""

@@ -132,6 +132,7 @@ def model_info(m: model_pb2.ModelInfo) -> types.ModelInfo:
 
 def module_info(m: model_pb2.ModuleInfo) -> types.ModuleInfo:
     """A module's record."""
+    aliases, wrappers = m.aliases, m.wrappers
     return types.ModuleInfo(
         m.path,
         m.name,
@@ -141,9 +142,9 @@ def module_info(m: model_pb2.ModuleInfo) -> types.ModuleInfo:
         m.children,
         m.parameters,
         m.trainable_parameters,
-        tuple(m.aliases),
+        tuple(aliases) if aliases else (),
         m.raw_path,
-        tuple(m.wrappers),
+        tuple(wrappers) if wrappers else (),
         m.repr if m.HasField("repr") else None,
     )
 

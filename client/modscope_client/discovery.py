@@ -65,10 +65,8 @@ def locate(address: str | None, token: str | None) -> tuple[str, str | None, boo
     if address is None:
         only = _only(servers())
         return only.address, token or only.token or None, only.tls
-    if token is not None:
-        return address, token, False
     match = next((server for server in _servers_if_trusted() if server.address == address), None)
-    return (address, None, False) if match is None else (address, match.token or None, match.tls)
+    return (address, token, False) if match is None else (address, token or match.token or None, match.tls)
 
 
 def _only(found: list[ServerInfo]) -> ServerInfo:

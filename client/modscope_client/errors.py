@@ -43,6 +43,15 @@ __all__ = [
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
+_NO_SERVER = "is the process alive that attached? `modscope ps` lists the servers on this host"
+_SIGNS = {
+    "CERTIFICATE_VERIFY_FAILED": "give tls= the CA file of the authority that signed its certificate",
+    "Hostname Verification": "its certificate is for another name: connect by that name",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS: leave tls= out",
+    "Socket closed": "does it speak TLS? then give tls=True or tls=CA_FILE; or see whether it just closed",
+}
+"""What grpc's text has in it -> what to do next."""
+
 
 class ModscopeError(Exception):
     """Base of every error that the client raises on purpose."""
@@ -156,7 +165,8 @@ def from_rpc(error: grpc.RpcError, address: str) -> ModscopeError:
 def no_safe_point(seconds: float) -> DeadlineExceeded:
     """The error of a transfer or a watch that has not begun after so many seconds."""
     return DeadlineExceeded(
-        f"the model came to no step boundary within {seconds:g} s, and the request was withdrawn",
+        f"nothing came within {seconds:g} s, and the request was withdrawn: "
+        "the model came to no step boundary, or its process stands still",
         reason="NO_SAFE_POINT",
         hint="allow more time with connect(timeout=...), or see whether the training process still works",
     )
@@ -197,7 +207,7 @@ def _parse(metadata: Any) -> tuple[str, str, dict[str, str]] | None:
 def _explain(code: str, text: str, address: str) -> tuple[str, str]:
     """Message and hint for a status that did not come from modscope's own code."""
     if code == "UNAVAILABLE":
-        hint = "is the process alive that attached? `modscope ps` lists the servers on this host"
+        hint = next((hint for sign, hint in _SIGNS.items() if sign in text), _NO_SERVER)
         return f"no server answers at {address}: {text.rpartition('error: ')[2]}", hint
     if code == "CANCELLED":
         return f"the call to {address} was cancelled: {text}", "was the client closed meanwhile?"

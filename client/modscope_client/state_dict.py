@@ -15,6 +15,7 @@ from modscope.v1 import state_dict_service_pb2, tensor_pb2
 from modscope.wire import Frame
 from modscope_client import arrays, convert
 from modscope_client.errors import Internal, InvalidArgument
+from modscope_client.memory import Memory
 from modscope_client.safetensors_file import Reader, Writer
 from modscope_client.transfer import Fill, Sink
 from modscope_client.types import StateDictKeys, TensorSpec
@@ -33,13 +34,15 @@ _EXTRA_STATE = "_extra_state"
 class ArrayTarget:
     """Where a download becomes arrays."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         self.arrays: dict[str, Array] = {}
         self._targets: list[memoryview] = []
 
     def start(self, keys: StateDictKeys) -> Sink:
         """Make room for what is to come."""
-        made = arrays.empties([(entry.dtype, entry.shape, entry.nbytes) for entry in keys.entries])
+        specs = [(entry.dtype, entry.shape, entry.nbytes) for entry in keys.entries]
+        made = arrays.empties(specs, self._memory)
         self.arrays = {entry.key: array for entry, (array, _) in zip(keys.entries, made, strict=True)}
         self._targets = [target for _, target in made]
         return self._put

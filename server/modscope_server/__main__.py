@@ -56,17 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="modscope-server", description=__doc__.partition(": ")[2])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="modscope-server", description=__doc__.partition(": ")[2])
     parser.add_argument(
         "factory",
         metavar="PACKAGE.MODULE:FACTORY",
         help="function that returns a torch.nn.Module, or a mapping from names to modules",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="state_dict to load first")
-    parser.add_argument("--address", help="unix:/path or host:port; a Unix socket that clients find by default")
+    parser.add_argument(
+        "--address", help="unix:/path or host:port; a Unix socket that clients find by default"
+    )
     parser.add_argument("--writable", action="store_true", help="admit changes from the operator token")
     parser.add_argument("--name", default="model", help="name of the model (default: %(default)s)")
-    parser.add_argument("--token-file", type=Path, help="file with the operator token; one is drawn by default")
+    parser.add_argument(
+        "--token-file", type=Path, help="file with the operator token; one is drawn by default"
+    )
     parser.add_argument("--tls-cert", metavar="FILE", help="certificate, PEM; needed beyond loopback")
     parser.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
     return parser
@@ -97,7 +101,8 @@ def _build(name: str) -> nn.Module | Mapping[str, nn.Module]:
         found = getattr(found, part)
     if not callable(found):
         raise ConfigurationError(
-            f"{name} is a {type(found).__name__}, not a function", hint="name a function that returns the model"
+            f"{name} is a {type(found).__name__}, not a function",
+            hint="name a function that returns the model",
         )
     built: nn.Module | Mapping[str, nn.Module] = found()
     return built
@@ -133,7 +138,9 @@ def _token(file: Path) -> str:
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--token-file: {file} cannot be read: {error}", hint="give a text file") from error
+        raise ConfigurationError(
+            f"--token-file: {file} cannot be read: {error}", hint="give a text file"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -36,33 +37,23 @@ class Backend:
         extras: Mapping[str, Any],
     ) -> None:
         registry = Registry(models, optimizers)
-        self._place = Place.create()
-        self._safepoint = SafePoint(
-            models.values(), is_ours=registry.holds, optimizers=len(optimizers), boot_id=boot_id()
-        )
-        registry.count_steps_with(lambda: self._safepoint.step_count)
         limits = config.limits
+        scaled = registry.optimizers if extras.get("scaler") is not None else list
         self._hooks = HookManager(watches=limits.streams, events=limits.queue, size=limits.queue_bytes)
-        scaler = extras.get("scaler")
-        serving = Serving(
-            config,
-            registry,
-            self._safepoint,
-            self._hooks,
-            lambda: registry.optimizers() if scaler is not None else (),
-        )
-        try:
-            self._server = Server(config, serving, self._place)
-        except BaseException:
-            self._safepoint.close()
-            self._place.remove()
-            raise
-        self.address, self.token, self.viewer_token = (
-            self._server.address,
-            self._server.token,
-            self._server.viewer_token,
-        )
-        self._place.publish(self._record(config, registry), self.token)
+        with ExitStack() as undo:
+            self._safepoint = SafePoint(
+                models.values(), is_ours=registry.holds, optimizers=len(optimizers), boot_id=boot_id()
+            )
+            undo.callback(self._safepoint.close)
+            registry.count_steps_with(lambda: self._safepoint.step_count)
+            self._place = Place.create()
+            undo.callback(self._place.remove)
+            serving = Serving(config, registry, self._safepoint, self._hooks, scaled)
+            server = self._server = Server(config, serving, self._place)
+            undo.callback(server.stop)
+            self.address, self.token, self.viewer_token = server.address, server.token, server.viewer_token
+            self._place.publish(self._record(config, registry), self.token)
+            undo.pop_all()
         mode = "writable" if config.writable else "read-only"
         names = ", ".join(registry.names)
         self.announcement = (

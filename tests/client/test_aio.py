@@ -348,6 +348,28 @@ def test_a_cancelled_task_ends_its_call(rpc: Any) -> None:
         over(endpoint, body)
 
 
+def test_closing_ends_what_another_task_waits_for() -> None:
+    hold = Hold()
+
+    def behaviour(request: bytes, context: Any) -> Iterator[Any]:
+        hold.wait(context)
+        yield from ()
+
+    async def body(calls: Calls) -> None:
+        tasks = [
+            asyncio.create_task(calls.download(rpcs.READ_TENSORS, READ, at_once(print))),
+            asyncio.create_task(calls.listing(rpcs.READ_TENSORS, READ, print)),
+        ]
+        await asyncio.to_thread(hold.reached.wait, 30)
+        await calls.close()
+        for task in tasks:
+            with pytest.raises(Unavailable, match="is closed"):
+                await task
+
+    with serving({rpcs.READ_TENSORS: behaviour}) as endpoint:
+        over(endpoint, body)
+
+
 def test_what_the_source_raises_is_raised() -> None:
     def behaviour(requests: Iterator[bytes], context: Any) -> Any:
         list(requests)
@@ -394,7 +416,7 @@ def test_no_server() -> None:
     async def body(calls: Calls) -> None:
         for attempt in (
             lambda: calls.unary(rpcs.GET_MODEL, model_service_pb2.GetModelRequest()),
-            lambda: calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest()),
+            lambda: calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest(), print),
             lambda: calls.download(rpcs.READ_TENSORS, READ, at_once(lambda message: None)),
             lambda: calls.upload(rpcs.UPLOAD, [], bulk=False),
             lambda: calls.watch(rpcs.WATCH, hook_service_pb2.WatchRequest()),

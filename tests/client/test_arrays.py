@@ -15,6 +15,7 @@ from modscope.dtypes import DTYPES
 from modscope.tensor import TensorData, byte_size
 from modscope_client import arrays
 from modscope_client.errors import Internal, InvalidArgument
+from modscope_client.memory import Memory
 from tests.end_to_end.serving import raw
 
 SHAPES = [(), (0,), (3, 0, 2), (1,), (2, 3, 4)]
@@ -176,7 +177,7 @@ def test_room_for_many_tensors() -> None:
     names = ["float32", "bfloat16", "bool", "float4_e2m1fn_x2"]
     specs = [(names[i % 4], (size,), size * (4, 2, 1, 1)[i % 4]) for i, size in enumerate([3, 0, 7, 5] * 30)]
     specs += [("uint8", (size * mebibyte,), size * mebibyte) for size in (1, 20, 3, 3, 3)]
-    made = arrays.empties(specs)
+    made = arrays.empties(specs, Memory())
     assert [(str(array.dtype), array.shape) for array, _ in made] == [
         (name, shape) for name, shape, _ in specs
     ]
@@ -188,4 +189,4 @@ def test_room_for_many_tensors() -> None:
     filled = [array for array, _ in made if isinstance(array, numpy.ndarray) and array.size]
     assert all(array.flags.aligned and array.flags.writeable for array in filled)
     assert len({id(array.base) for array in filled}) == 3, "two blocks of small ones, and the large one"
-    assert arrays.empties([]) == []
+    assert arrays.empties([], Memory()) == []

@@ -52,7 +52,7 @@ def test_a_listing_has_a_deadline() -> None:
         hold.wait(context)
 
     with calls_to({rpcs.LIST_MODULES: behaviour}, 0.3) as calls, pytest.raises(DeadlineExceeded):
-        calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest())
+        calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest(), print)
 
 
 @pytest.mark.parametrize(("sent", "reason"), [(0, "NO_SAFE_POINT"), (2, "DEADLINE_EXCEEDED")])
@@ -228,7 +228,7 @@ def test_no_server() -> None:
     calls = Calls(endpoint, 5)
     attempts: list[Callable[[], Any]] = [
         lambda: calls.unary(rpcs.GET_MODEL, model_service_pb2.GetModelRequest()),
-        lambda: calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest()),
+        lambda: calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest(), print),
         lambda: download(calls),
         lambda: calls.upload(rpcs.UPLOAD, frames(2), bulk=False),
         lambda: calls.watch(rpcs.WATCH, hook_service_pb2.WatchRequest()),
@@ -246,7 +246,7 @@ def test_a_closed_client_says_so_and_closing_is_idempotent() -> None:
         calls.close()
         attempts: list[Callable[[], Any]] = [
             lambda: calls.unary(rpcs.GET_MODEL, model_service_pb2.GetModelRequest()),
-            lambda: calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest()),
+            lambda: calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest(), print),
             lambda: download(calls),
             lambda: calls.upload(rpcs.UPLOAD, frames(2), bulk=False),
         ]

@@ -156,7 +156,7 @@ def test_a_forked_process_is_told_that_it_cannot_share_the_connection() -> None:
             told = 0
             for attempt in (
                 lambda: calls.unary(rpcs.GET_MODEL, request),
-                lambda: calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest()),
+                lambda: calls.listing(rpcs.LIST_MODULES, model_service_pb2.ListModulesRequest(), print),
                 lambda: Calls(endpoint, 10),
             ):
                 try:

@@ -233,6 +233,8 @@ def test_an_address_of_this_host_brings_its_token(host: Host, base: Path) -> Non
     directory = host.put("10-aaaaaaaa")
     address = f"unix:{directory}/server.sock"
     assert locate(address, None) == (address, "operator", False)
+    host.put("20-bbbbbbbb", address="localhost:7", tls=True)
+    assert locate("localhost:7", "mine") == ("localhost:7", "mine", True)
     assert locate("unix:/elsewhere", None) == ("unix:/elsewhere", None, False)
     base.chmod(0o755)
     assert locate(address, None) == (address, None, False), "a directory that is not trusted gives no token"

@@ -99,6 +99,21 @@ def test_a_status_without_our_details_is_explained_as_grpcs_own(trailers: Any) -
     assert "modscope ps" in error.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("last error: UNKNOWN: x: Tls handshake failed: CERTIFICATE_VERIFY_FAILED: unable", "CA file"),
+        ("last error: UNAUTHENTICATED: Hostname Verification Check failed.", "another name"),
+        ("last error: UNKNOWN: x: SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER", "no TLS"),
+        ("Socket closed", "does it speak TLS"),
+        ("last error: UNKNOWN: connect failed: error: No such file or directory", "modscope ps"),
+    ],
+)
+def test_the_hint_is_of_what_grpc_says(text: str, told: str) -> None:
+    error = errors.from_rpc(Raised(grpc.StatusCode.UNAVAILABLE, text), "host:1")
+    assert told in error.hint and "last error" not in error.message
+
+
 def test_a_server_that_knows_another_contract_is_named() -> None:
     error = errors.from_rpc(Raised(grpc.StatusCode.UNIMPLEMENTED, "Method not found!"), "host:1")
     assert isinstance(error, errors.Internal)

@@ -16,6 +16,7 @@ from modscope.tensor import CHUNK_BYTES
 from modscope.v1 import state_dict_service_pb2, tensor_pb2
 from modscope.wire import Frame
 from modscope_client.errors import Internal, InvalidArgument
+from modscope_client.memory import Memory
 from modscope_client.state_dict import ArrayTarget, Download, keys_of, open_upload
 
 Response = state_dict_service_pb2.DownloadResponse
@@ -32,7 +33,7 @@ def first(*sizes: int) -> Frame[Response]:
 
 def test_a_download() -> None:
     told: list[tuple[int, int]] = []
-    target = ArrayTarget()
+    target = ArrayTarget(Memory())
     download = Download(target, lambda done, total: told.append((done, total)))
     download.take(first(2, 0, 3))
     download.take(Frame(Response(begins=0), b"a"))
@@ -55,7 +56,7 @@ def test_a_download() -> None:
 
 
 def test_an_empty_state_dict() -> None:
-    target = ArrayTarget()
+    target = ArrayTarget(Memory())
     download = Download(target, None)
     download.take(first())
     assert download.finish().entries == () and target.arrays == {}
@@ -75,7 +76,7 @@ def test_an_empty_state_dict() -> None:
     ],
 )
 def test_a_stream_that_contradicts_itself(messages: list[Frame[Response]]) -> None:
-    download = Download(ArrayTarget(), None)
+    download = Download(ArrayTarget(Memory()), None)
 
     def run() -> None:
         for message in messages:

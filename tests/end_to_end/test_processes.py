@@ -80,6 +80,31 @@ def test_an_interrupt_ends_the_job_with_streams_open() -> None:
         assert list(running.runtime.glob("*/server.json")) == [], "it took its server.json along"
 
 
+RAISING = """
+import torch, modscope_server
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+modscope_server.attach(model, optimizer=optimizer, writable=True)
+while model.bias.item() < 1000:
+    optimizer.zero_grad()
+    model(torch.randn(4, 2)).square().sum().backward()
+    optimizer.step()
+raise RuntimeError("the bias went off")
+"""
+
+
+def test_an_exception_in_the_loop_ends_the_job_with_streams_open() -> None:
+    with job("-c", RAISING) as running, running.client() as client:
+        model = client.model()
+        with model.watch("", every=1000) as events:
+            model.write("bias", fill=1e6)
+            code, _, err = running.end()
+            assert code == 1
+            assert err.rstrip().endswith("RuntimeError: the bias went off")
+            error = followed(events)
+        assert error is None or isinstance(error, Unavailable)
+
+
 def test_a_job_that_handles_the_signal_exits_0() -> None:
     with job(str(EXAMPLES / "digits.py")) as running, running.client() as client:
         with client.model().watch("head", every=10) as events:

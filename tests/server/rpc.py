@@ -26,7 +26,20 @@ from modscope.v1 import (
 from modscope.wire import spec_of
 from modscope_server.inspection.tensors import to_data
 
-__all__ = ["METHODS", "Refused", "Rpc", "joined", "refused", "serving", "spec", "training_loop"]
+__all__ = [
+    "METHODS",
+    "Refused",
+    "Rpc",
+    "admitted",
+    "joined",
+    "refused",
+    "serving",
+    "shape_of",
+    "spec",
+    "training_loop",
+    "until",
+    "uploaded",
+]
 
 METHODS: dict[str, MethodDescriptor] = {
     method.name: method
@@ -48,7 +61,8 @@ class Rpc:
 
     def __init__(self, address: str, token: str | None, channel: grpc.Channel | None = None) -> None:
         self.channel = channel or grpc.insecure_channel(
-            address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 8 << 20)]
+            address,
+            options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 8 << 20)],
         )
         self.metadata: list[tuple[str, str]] = [] if token is None else [("authorization", f"Bearer {token}")]
 
@@ -56,8 +70,7 @@ class Rpc:
         method = METHODS[name]
         request_class: Any = message_factory.GetMessageClass(method.input_type)
         response_class: Any = message_factory.GetMessageClass(method.output_type)
-        shape = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
-        call: Any = getattr(self.channel, shape)(
+        call: Any = getattr(self.channel, shape_of(method))(
             f"/{method.containing_service.full_name}/{name}",
             request_serializer=request_class.SerializeToString,
             response_deserializer=response_class.FromString,
@@ -87,6 +100,32 @@ def serving(module: nn.Module | dict[str, nn.Module], optimizer: Any = None, **o
         Rpc(scope.address, scope.token) as rpc,
     ):
         yield rpc
+
+
+def shape_of(method: MethodDescriptor) -> str:
+    """Name of the channel's method for calls of this shape, such as "unary_stream"."""
+    words = ("unary", "stream")
+    return f"{words[method.client_streaming]}_{words[method.server_streaming]}"
+
+
+def until(holds: Callable[[], Any]) -> None:
+    """Wait for a condition that another thread brings about."""
+    for _ in range(600):
+        if holds():
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("the condition never held")
+
+
+def admitted(call: Callable[[], Any]) -> bool:
+    """Whether a call is served; False where the limits refuse it for now."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return False
+        raise
+    return True
 
 
 class Refused(Exception):

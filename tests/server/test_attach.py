@@ -54,7 +54,9 @@ def short() -> Iterator[Path]:
 
 
 def test_the_import_brings_neither_grpc_nor_torch() -> None:
-    code = "import sys, modscope_server; print(sorted({'grpc', 'torch', 'numpy', 'google'} & set(sys.modules)))"
+    code = (
+        "import sys, modscope_server; print(sorted({'grpc', 'torch', 'numpy', 'google'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -150,7 +152,10 @@ def test_a_socket_that_a_stranger_serves_is_not_taken(model: nn.Module, short: P
         with pytest.raises(ConfigurationError, match="is in use"):
             modscope_server.attach(model, address=f"unix:{short}/a.sock")
     # It is gone now, and the file it left behind keeps nobody out.
-    with modscope_server.attach(model, address=f"unix:{short}/a.sock") as scope, Rpc(scope.address, scope.token) as rpc:
+    with (
+        modscope_server.attach(model, address=f"unix:{short}/a.sock") as scope,
+        Rpc(scope.address, scope.token) as rpc,
+    ):
         assert rpc.GetModel().model.name == "model"
 
 
@@ -229,7 +234,9 @@ TAKEN = torch.optim.SGD(MODULE.parameters(), lr=0.1)
         ({"model": MODULE, "extras": "scaler"}, "extras"),
     ],
 )
-def test_arguments_that_cannot_serve_are_refused_and_leave_nothing(arguments: dict[str, Any], field: str) -> None:
+def test_arguments_that_cannot_serve_are_refused_and_leave_nothing(
+    arguments: dict[str, Any], field: str
+) -> None:
     with pytest.raises(ConfigurationError) as raised:
         modscope_server.attach(**arguments)
     assert raised.value.field == field
@@ -335,7 +342,9 @@ def test_an_error_behind_a_scope_never_reaches_the_loop(caplog: pytest.LogCaptur
     assert "scope.close failed; training goes on" in caplog.text
 
 
-def test_a_grpc_that_was_imported_before_without_the_setting_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grpc_that_was_imported_before_without_the_setting_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "1")
     with pytest.warns(modscope_server.ModscopeWarning, match="before the first import of grpc"):
         prepare_grpc()

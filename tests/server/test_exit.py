@@ -1,4 +1,4 @@
-"""The process ends when training does: at its end, by an error, by a signal, with streams open, and cleanly."""
+"""The process ends when training does: at its end, by an error, with streams open, and cleanly."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def test_data_loader_workers_live_through_an_open_stream() -> None:
     data = TensorDataset(torch.randn(32, 4))
     sys.stdin.readline()
     for epoch in range(25):
-        for (batch,) in DataLoader(data, batch_size=8, num_workers=2, multiprocessing_context="fork", timeout=20):
+        loader = DataLoader(data, batch_size=8, num_workers=2, multiprocessing_context="fork", timeout=20)
+        for (batch,) in loader:
             step(model, optimizer, batch)
     print("steps", scope.step_count, flush=True)
     """

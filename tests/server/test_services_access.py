@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from torch import nn
 
 import modscope_server
-from tests.server.rpc import METHODS, Refused, Rpc, refused
+from tests.server.rpc import METHODS, Refused, Rpc, admitted, refused, shape_of, until
 
 CHANGES = {"WriteTensor", "Freeze", "Unfreeze", "Reinitialize", "Upload"}
 
@@ -35,7 +35,11 @@ def read_only() -> Iterator[modscope_server.Scope]:
 def outcome(scope: modscope_server.Scope, token: str | None, name: str) -> Refused | None:
     """What an empty request meets; None where it is served."""
     method = METHODS[name]
-    requests = {"requests": [message_factory.GetMessageClass(method.input_type)()]} if method.client_streaming else {}
+    requests = (
+        {"requests": [message_factory.GetMessageClass(method.input_type)()]}
+        if method.client_streaming
+        else {}
+    )
     with Rpc(scope.address, token) as rpc:
         try:
             result = getattr(rpc, name)(**requests)
@@ -49,7 +53,9 @@ def outcome(scope: modscope_server.Scope, token: str | None, name: str) -> Refus
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("token", [None, "", "wrong"])
-def test_a_stranger_is_told_to_bring_a_token(scope: modscope_server.Scope, name: str, token: str | None) -> None:
+def test_a_stranger_is_told_to_bring_a_token(
+    scope: modscope_server.Scope, name: str, token: str | None
+) -> None:
     refusal = outcome(scope, token, name)
     assert refusal is not None
     assert (refusal.code, refusal.reason, refusal.domain) == ("UNAUTHENTICATED", "BAD_TOKEN", "modscope")
@@ -109,9 +115,8 @@ def test_bytes_that_are_no_message(scope: modscope_server.Scope, name: str, wire
     field = method.input_type.fields_by_number.get(1)
     if field is None or (field.type != field.TYPE_STRING and wire.startswith(b"\x0a\x02")):
         return
-    kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     with Rpc(scope.address, scope.token) as rpc:
-        call = getattr(rpc.channel, kind)(f"/{method.containing_service.full_name}/{name}")
+        call = getattr(rpc.channel, shape_of(method))(f"/{method.containing_service.full_name}/{name}")
         request = iter([wire]) if method.client_streaming else wire
         refusal = refused(lambda: call(request, timeout=30, metadata=rpc.metadata))
     assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "BAD_REQUEST")
@@ -120,7 +125,7 @@ def test_bytes_that_are_no_message(scope: modscope_server.Scope, name: str, wire
 
 def test_health_needs_no_token(scope: modscope_server.Scope) -> None:
     with Rpc(scope.address, None) as rpc:
-        stub = health_pb2_grpc.HealthStub(rpc.channel)
+        stub: Any = health_pb2_grpc.HealthStub(rpc.channel)
         for service in ("", *{method.containing_service.full_name for method in METHODS.values()}):
             status = stub.Check(health_pb2.HealthCheckRequest(service=service)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
@@ -138,19 +143,25 @@ def test_reflection_needs_no_token_and_knows_every_service(scope: modscope_serve
     assert names >= {method.containing_service.full_name for method in METHODS.values()}
     assert {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= names
     assert any(
-        b"modscope/v1/hook_service.proto" in data for data in file.file_descriptor_response.file_descriptor_proto
+        b"modscope/v1/hook_service.proto" in data
+        for data in file.file_descriptor_response.file_descriptor_proto
     )
 
 
 def test_an_rpc_that_is_not_there(scope: modscope_server.Scope) -> None:
-    with Rpc(scope.address, scope.token) as rpc, pytest.raises(grpc.RpcError) as raised:
-        rpc.channel.unary_unary("/modscope.v1.ModelService/Destroy")(b"", metadata=rpc.metadata)
+    with Rpc(scope.address, scope.token) as rpc:
+        call: Any = rpc.channel.unary_unary("/modscope.v1.ModelService/Destroy")
+        with pytest.raises(grpc.RpcError) as raised:
+            call(b"", metadata=rpc.metadata)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_streams_are_bounded_and_leave_workers_for_other_calls() -> None:
     limits = modscope_server.Limits(streams=3)
-    with modscope_server.attach(nn.Linear(2, 2), limits=limits) as scope, Rpc(scope.address, scope.token) as rpc:
+    with (
+        modscope_server.attach(nn.Linear(2, 2), limits=limits) as scope,
+        Rpc(scope.address, scope.token) as rpc,
+    ):
         streams = [rpc.Watch() for _ in range(3)]
         for stream in streams:
             assert next(stream).HasField("created")
@@ -170,17 +181,7 @@ def test_streams_are_bounded_and_leave_workers_for_other_calls() -> None:
             assert not thread.is_alive()
         assert rpc.GetModel().model.name == "model"
         streams[0].cancel()
-        ended = threading.Event()
-        streams[0].add_callback(ended.set)
-        deadline = iter(range(200))
-        while next(deadline, None) is not None:
-            try:
-                assert len(list(rpc.ListModules())) == 1
-                break
-            except grpc.RpcError:
-                ended.wait(0.05)
-        else:
-            raise AssertionError("a stream that was cancelled never gave its place back")
+        until(lambda: admitted(lambda: list(rpc.ListModules())))
 
 
 def test_the_operator_is_named_in_what_it_did(scope: modscope_server.Scope) -> None:

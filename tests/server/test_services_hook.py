@@ -1,9 +1,8 @@
-"""HookService over raw gRPC: armed at once, events with what the hooks saw, an end that takes the hooks away."""
+"""HookService over raw gRPC: armed at once, events of what the hooks saw, and an end without a trace."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -16,20 +15,11 @@ from modscope.v1 import event_pb2, hook_service_pb2
 from modscope_server.inspection.statistics import statistics
 from modscope_server.inspection.tensors import to_data
 from tests.plain_models import MLP
-from tests.server.rpc import Rpc, refused, serving
+from tests.server.rpc import Rpc, refused, serving, until
 
 
 def hook_counts(model: nn.Module) -> list[int]:
     return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition that another thread brings about."""
-    for _ in range(400):
-        if holds():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("the condition never held")
 
 
 def armed(rpc: Rpc, **fields: Any) -> tuple[Any, Any]:
@@ -89,7 +79,12 @@ def test_the_hooks_on_a_model_are_listed() -> None:
         found = {hook.kind: hook for hook in watched(rpc)}
         assert set(found) == {event_pb2.HOOK_KIND_FORWARD_PRE, event_pb2.HOOK_KIND_FORWARD}
         for hook in found.values():
-            assert (hook.path, list(hook.watch_ids), hook.fired, hook.last_step) == ("w2", [created.watch_id], 1, 0)
+            assert (hook.path, list(hook.watch_ids), hook.fired, hook.last_step) == (
+                "w2",
+                [created.watch_id],
+                1,
+                0,
+            )
 
 
 def test_statistics_and_gradients_are_what_the_hooks_saw() -> None:
@@ -105,7 +100,9 @@ def test_statistics_and_gradients_are_what_the_hooks_saw() -> None:
     pre, forward = events[event_pb2.HOOK_KIND_FORWARD_PRE], events[event_pb2.HOOK_KIND_FORWARD]
     assert told(pre) == {("input", "0"): expected(hidden)}
     assert told(forward) == {("output", ""): expected(model[1](hidden))}
-    assert told(events[event_pb2.HOOK_KIND_BACKWARD_PRE]) == {("grad_output", ""): expected(seen["grad_output"])}
+    assert told(events[event_pb2.HOOK_KIND_BACKWARD_PRE]) == {
+        ("grad_output", ""): expected(seen["grad_output"])
+    }
     backward = told(events[event_pb2.HOOK_KIND_BACKWARD])
     assert backward[("grad_input", "0")] == expected(seen["grad_input"])
 
@@ -174,7 +171,8 @@ def test_what_is_dropped_is_counted_and_gaps_show_it() -> None:
     limits = modscope_server.Limits(heartbeat=0.1)
     with serving(model, limits=limits) as rpc:
         streams = {
-            overflow: armed(rpc, queue=1, overflow=overflow, payload=event_pb2.PAYLOAD_NONE) for overflow in (1, 2)
+            overflow: armed(rpc, queue=1, overflow=overflow, payload=event_pb2.PAYLOAD_NONE)
+            for overflow in (1, 2)
         }
         for _ in range(5000):
             model(torch.ones(1, 1))
@@ -285,5 +283,3 @@ def test_many_watches_come_and_go_while_the_model_runs() -> None:
         until(lambda: hook_counts(model) == bare)
         stop.set()
         thread.join(30)
-
-

@@ -52,11 +52,15 @@ def test_models_come_in_pages() -> None:
         assert names == [f"m{number}" for number in range(7)]
 
 
-@pytest.mark.parametrize("token", ["x", "-1", "8", "9" * 5000, "١"])
+@pytest.mark.parametrize("token", ["x", "-1", "8", "9" * 5000, "\u0661"])
 def test_a_page_token_that_no_call_gave(token: str) -> None:
     with serving({f"m{number}": nn.ReLU() for number in range(7)}) as rpc:
         refusal = refused(lambda: rpc.ListModels(page_token=token))
-        assert (refusal.code, refusal.reason, refusal.fields) == ("INVALID_ARGUMENT", "BAD_REQUEST", ["page_token"])
+        assert (refusal.code, refusal.reason, refusal.fields) == (
+            "INVALID_ARGUMENT",
+            "BAD_REQUEST",
+            ["page_token"],
+        )
         assert refused(lambda: rpc.ListChildren(model="m0", page_size=-1)).fields == ["page_size"]
 
 
@@ -80,9 +84,13 @@ def test_modules_are_named_modules() -> None:
     with serving(model) as rpc:
         listed = modules_of(rpc.ListModules())
         assert [m.path for m in listed] == [path for path, _ in model.named_modules()]
-        assert [m.qualified_type.rpartition(".")[2] for m in listed] == [type(m).__name__ for m in model.modules()]
+        assert [m.qualified_type.rpartition(".")[2] for m in listed] == [
+            type(m).__name__ for m in model.modules()
+        ]
         assert [m.path for m in modules_of(rpc.ListModules(glob="mlp.w?"))] == ["mlp.w1", "mlp.w2", "mlp.w3"]
-        assert [m.path for m in modules_of(rpc.ListModules(type="torch.nn.Linear", glob="*.w1"))] == ["mlp.w1"]
+        assert [m.path for m in modules_of(rpc.ListModules(type="torch.nn.Linear", glob="*.w1"))] == [
+            "mlp.w1"
+        ]
         assert [m.path for m in modules_of(rpc.ListModules(glob=""))] == [""]
         (batch,) = rpc.ListModules(glob="nothing*")
         assert list(batch.modules) == []
@@ -149,7 +157,9 @@ def value_of(value: Any, tensors: list[torch.Tensor]) -> value_pb2.Value:
     if isinstance(value, str):
         return value_pb2.Value(text=value)
     if isinstance(value, dict):
-        entries = [value_pb2.MappingEntry(key=key, value=value_of(item, tensors)) for key, item in value.items()]
+        entries = [
+            value_pb2.MappingEntry(key=key, value=value_of(item, tensors)) for key, item in value.items()
+        ]
         return value_pb2.Value(mapping=value_pb2.MappingValue(entries=entries))
     items = value_pb2.SequenceValue(items=[value_of(item, tensors) for item in value])
     return value_pb2.Value(tuple=items) if isinstance(value, tuple) else value_pb2.Value(list=items)
@@ -262,7 +272,9 @@ def malformed() -> dict[str, list[messages.ForwardRequest]]:
         "a size that contradicts": [first, wrong],
         "no such tensor": [messages.ForwardRequest(args=[value_pb2.Value(tensor=7)])],
         "an empty value": [messages.ForwardRequest(args=[value_pb2.Value()])],
-        "an opaque value": [messages.ForwardRequest(args=[value_pb2.Value(opaque=value_pb2.OpaqueValue(type="X"))])],
+        "an opaque value": [
+            messages.ForwardRequest(args=[value_pb2.Value(opaque=value_pb2.OpaqueValue(type="X"))])
+        ],
         "no such mode": [messages.ForwardRequest(mode=9)],  # type: ignore[arg-type]
     }
 

@@ -19,7 +19,7 @@ from modscope_server import Limits
 from modscope_server.inspection.statistics import statistics
 from modscope_server.inspection.tensors import from_data, to_data
 from tests.plain_models import MLP, Buffers, Dtypes, Tied, lazy
-from tests.server.rpc import joined, refused, serving, spec, training_loop, uploaded
+from tests.server.rpc import admitted, joined, refused, serving, spec, training_loop, until, uploaded
 
 
 def announced(message: Any) -> Any:
@@ -62,7 +62,9 @@ def test_parameters_are_named_parameters() -> None:
             assert message.optimizer == index
             assert not message.HasField("stats")
         every = [path for path, _ in model.named_parameters(remove_duplicate=False)]
-        assert sorted([p.path for p in listed] + [path for p in listed for path in p.tied_with]) == sorted(every)
+        assert sorted([p.path for p in listed] + [path for p in listed for path in p.tied_with]) == sorted(
+            every
+        )
         trainable = parameters_of(rpc.ListParameters(requires_grad=True))
         assert [p.path for p in trainable] == [path for path, p in named.items() if p.requires_grad]
         assert len(parameters_of(rpc.ListParameters(requires_grad=False))) == 1
@@ -88,7 +90,12 @@ def test_statistics_of_a_list_are_those_of_the_tensors() -> None:
         for message in parameters_of(rpc.ListParameters(stats=True)):
             record = statistics(model.get_parameter(message.path))
             told = message.stats
-            assert (told.count, told.zeros, told.nan, told.inf) == (record.count, record.zeros, record.nan, record.inf)
+            assert (told.count, told.zeros, told.nan, told.inf) == (
+                record.count,
+                record.zeros,
+                record.nan,
+                record.inf,
+            )
             assert (told.mean, told.std, told.norm) == (record.mean, record.std, record.norm)
             assert (told.min, told.max) == (record.min, record.max)
 
@@ -106,11 +113,12 @@ def test_buffers_are_named_buffers() -> None:
 
 def test_one_tensor_whole() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    weight = model.get_parameter("0.weight")
     with serving(model) as rpc:
         answer = rpc.GetTensor(path="0.weight", stats=True)
         assert answer.WhichOneof("tensor") == "parameter"
-        assert answer.digest == digest(to_data(model[0].weight))
-        assert answer.parameter.stats.norm == pytest.approx(float(model[0].weight.detach().norm()), rel=1e-6)
+        assert answer.digest == digest(to_data(weight))
+        assert answer.parameter.stats.norm == pytest.approx(float(weight.detach().norm()), rel=1e-6)
         buffer = rpc.GetTensor(path="1.running_var")
         assert buffer.WhichOneof("tensor") == "buffer"
         assert buffer.buffer.persistent
@@ -151,7 +159,11 @@ def test_large_tensors_come_in_chunks() -> None:
         assert small.data == b""
         assert small.spec.byte_size == 4 * 600 * 700
         stream = list(rpc.ReadTensors(paths=["weight", "bias", "weight"]))
-        assert [message.tensor.key for message in stream if message.HasField("tensor")] == ["weight", "bias", "weight"]
+        assert [message.tensor.key for message in stream if message.HasField("tensor")] == [
+            "weight",
+            "bias",
+            "weight",
+        ]
         weight, bias, again = joined(stream, announced)
         assert torch.equal(from_data(weight), model.weight)
         assert torch.equal(from_data(bias), model.bias)
@@ -296,13 +308,22 @@ def refusals() -> dict[str, tuple[list[messages.WriteTensorRequest], str]]:
         "too many bytes": ([first_of(right), data_of(24), data_of(1)], "BAD_REQUEST"),
         "nothing": ([], "UNKNOWN_PATH"),
         "neither": ([bare(path="weight")], "BAD_REQUEST"),
-        "both": ([bare(path="weight", spec=spec(right), fill=tensor_pb2.Scalar(real=1)), data_of(24)], "BAD_REQUEST"),
-        "bytes beside a fill": ([bare(path="weight", fill=tensor_pb2.Scalar(real=1)), data_of(4)], "BAD_REQUEST"),
+        "both": (
+            [bare(path="weight", spec=spec(right), fill=tensor_pb2.Scalar(real=1)), data_of(24)],
+            "BAD_REQUEST",
+        ),
+        "bytes beside a fill": (
+            [bare(path="weight", fill=tensor_pb2.Scalar(real=1)), data_of(4)],
+            "BAD_REQUEST",
+        ),
         "empty fill": ([bare(path="weight", fill=tensor_pb2.Scalar())], "BAD_REQUEST"),
         "text": ([bare(path="weight", fill=tensor_pb2.Scalar(text="1"))], "BAD_REQUEST"),
         "contradicting size": ([first_of(right, byte_size=23), data_of(23)], "BAD_REQUEST"),
         "contradicting dtype": ([first_of(right, dtype_name="int8"), data_of(24)], "BAD_REQUEST"),
-        "negative": ([bare(path="weight", spec=tensor_pb2.TensorSpec(dtype_name="int8", shape=[-1]))], "BAD_REQUEST"),
+        "negative": (
+            [bare(path="weight", spec=tensor_pb2.TensorSpec(dtype_name="int8", shape=[-1]))],
+            "BAD_REQUEST",
+        ),
     }
 
 
@@ -347,20 +368,8 @@ def test_a_write_that_breaks_off_changes_nothing_and_gives_its_memory_back() -> 
             with pytest.raises(grpc.RpcError):
                 rpc.WriteTensor(broken())
         assert torch.equal(model.weight, before)
-        retry(lambda: write(rpc, "weight", torch.ones(300, 300)))
+        until(lambda: admitted(lambda: write(rpc, "weight", torch.ones(300, 300))))
     assert torch.equal(model.weight, torch.ones(300, 300))
-
-
-def retry(call: Any) -> None:
-    """The call, until the memory of the ones before it has been given back; they end on threads of their own."""
-    for _ in range(200):
-        try:
-            call()
-            return
-        except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            threading.Event().wait(0.05)
-    raise AssertionError("the memory of calls that broke off never came back")
 
 
 def test_a_write_waits_for_the_backward_and_is_withdrawn_at_its_deadline() -> None:
@@ -416,7 +425,10 @@ def test_freeze_and_unfreeze_by_glob_and_type() -> None:
         operation = rpc.Freeze(glob="0.*").operation
         assert list(operation.paths) == [f"0.{path}" for path, _ in model[0].named_parameters()]
         assert [p.requires_grad for p in model.parameters()] == [False] * 6 + [True] * 2
-        assert list(rpc.Unfreeze(type="Linear", glob="*.w1.*").operation.paths) == ["0.w1.weight", "0.w1.bias"]
+        assert list(rpc.Unfreeze(type="Linear", glob="*.w1.*").operation.paths) == [
+            "0.w1.weight",
+            "0.w1.bias",
+        ]
         assert [p.requires_grad for p in model.parameters()] == [True] * 2 + [False] * 4 + [True] * 2
         for call in (rpc.Freeze, rpc.Unfreeze):
             refusal = refused(lambda call=call: call(glob="9.*", type="Linear"))  # type: ignore[misc]
@@ -504,11 +516,17 @@ def test_the_optimizer_forgets_what_was_initialised_unless_told_otherwise(keep: 
         ({"scheme": "normal_", "glob": "w9"}, "NO_MATCH", "glob"),
         ({"scheme": "normal_", "parameter": "wait"}, "NO_MATCH", "parameter"),
         ({"scheme": "normal_", "glob": "["}, "BAD_GLOB", "glob"),
-        ({"scheme": "normal_", "arguments": {"sigma": tensor_pb2.Scalar(real=1)}}, "BAD_REQUEST", "arguments.sigma"),
+        (
+            {"scheme": "normal_", "arguments": {"sigma": tensor_pb2.Scalar(real=1)}},
+            "BAD_REQUEST",
+            "arguments.sigma",
+        ),
         ({"scheme": "normal_", "arguments": {"std": tensor_pb2.Scalar()}}, "BAD_REQUEST", "arguments.std"),
     ],
 )
-def test_a_reinitialisation_that_is_refused_changes_nothing(fields: dict[str, Any], reason: str, field: str) -> None:
+def test_a_reinitialisation_that_is_refused_changes_nothing(
+    fields: dict[str, Any], reason: str, field: str
+) -> None:
     model = MLP()
     before = copy.deepcopy(model.state_dict())
     with serving(model) as rpc:

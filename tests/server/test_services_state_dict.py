@@ -15,10 +15,11 @@ from torch import nn
 from modscope.tensor import chunks
 from modscope.v1 import state_dict_service_pb2 as messages
 from modscope.v1 import tensor_pb2
+from modscope.wire import tensor_from
 from modscope_server import Limits
 from modscope_server.inspection.tensors import from_data, to_data
 from tests.plain_models import Buffers, Dtypes, Tied
-from tests.server.rpc import refused, serving, spec, training_loop
+from tests.server.rpc import admitted, refused, serving, spec, training_loop, until
 
 
 def downloaded(rpc: Any) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -33,15 +34,9 @@ def downloaded(rpc: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         found[-1].extend(message.data)
     assert len(found) == len(first.entries)
     return first, {
-        entry.key: from_data(tensor_of(entry.spec, bytes(data)))
+        entry.key: from_data(tensor_from(entry.spec, bytes(data)))
         for entry, data in zip(first.entries, found, strict=True)
     }
-
-
-def tensor_of(announced: tensor_pb2.TensorSpec, data: bytes) -> Any:
-    from modscope.wire import tensor_from
-
-    return tensor_from(announced, data)
 
 
 def requests_of(state: Iterable[tuple[str, torch.Tensor]], **fields: Any) -> Iterator[messages.UploadRequest]:
@@ -133,7 +128,10 @@ def test_keys_as_strict_and_lenient_loads_see_them() -> None:
     expected = copy.deepcopy(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
     expected.load_state_dict(before)
     report = expected.load_state_dict(sent, strict=False)
-    assert (list(answer.missing_keys), list(answer.unexpected_keys)) == (report.missing_keys, report.unexpected_keys)
+    assert (list(answer.missing_keys), list(answer.unexpected_keys)) == (
+        report.missing_keys,
+        report.unexpected_keys,
+    )
     assert equal(dict(model.state_dict()), dict(expected.state_dict()))
     assert list(answer.operation.paths) == ["0.weight"]
 
@@ -217,16 +215,13 @@ def test_staging_memory_bounds_both_ways() -> None:
 def test_a_reader_that_leaves_gives_its_memory_back() -> None:
     model = nn.Linear(2000, 1000)
     with serving(model, limits=Limits(staging_bytes=10_000_000)) as rpc:
-        for _ in range(20):
+        streams: list[Any] = []
+
+        def begin() -> None:
             stream = rpc.Download()
-            for _ in range(100):
-                try:
-                    next(stream)
-                    break
-                except grpc.RpcError as error:
-                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-                    threading.Event().wait(0.05)
-                    stream = rpc.Download()
-            else:
-                raise AssertionError("the memory of readers that left never came back")
-            stream.cancel()
+            next(stream)
+            streams.append(stream)
+
+        for _ in range(20):
+            until(lambda: admitted(begin))
+            streams.pop().cancel()

@@ -14,6 +14,7 @@ import grpc
 from modscope_client import calls
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, from_rpc, no_safe_point, stalled
+from modscope_client.memory import Memory
 from modscope_client.rpcs import Rpc
 
 __all__ = ["Calls", "Runner", "Stream", "at_once", "in_a_thread"]
@@ -51,6 +52,8 @@ class Calls:
         self.endpoint = endpoint
         self.timeout = timeout
         """Seconds."""
+        self.memory = Memory()
+        """Of the state_dicts that it has brought."""
         self.closed = False
         self._watch = watch
         self._opened_in = os.getpid()
@@ -61,6 +64,7 @@ class Calls:
         """End all calls. Idempotent; in a forked child it leaves the parent's connection alone."""
         if not self.closed and self._opened_in == os.getpid():
             self.closed = True
+            self.memory.close()
             if self._sync is not None:
                 self._sync.close()
             if self._opened is not None:
@@ -73,12 +77,16 @@ class Calls:
             response: R = await call(request, timeout=self.timeout, metadata=self.endpoint.metadata())
         return response
 
-    async def listing(self, rpc: Rpc[Q, R], request: Q) -> list[R]:
-        """The responses to one request, the last of them before the deadline."""
+    async def listing(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None]) -> None:
+        """Give each response to one request to `take`, the last of them before the deadline."""
         stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
         with self._errors():
             started = stream(request, timeout=self.timeout, metadata=self.endpoint.metadata())
-            return [message async for message in started]
+            try:
+                async for message in started:
+                    take(message)
+            finally:
+                started.cancel()
 
     async def download(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], Awaitable[None]]) -> None:
         """Give each response to one request to `take`, for as long as they keep coming."""
@@ -142,7 +150,7 @@ class Calls:
             started.cancel()
 
     async def _in_a_thread(self, run: Callable[[calls.Calls, calls.Origin], T]) -> T:
-        """Let the sync client make a call: grpc.aio loses the status of one that is refused while it sends."""
+        """Let the sync client make a call: grpc.aio loses the status of a refusal while it sends."""
         self._check()
         if self._sync is None:
             self._sync = calls.Calls(self.endpoint, self.timeout)
@@ -153,7 +161,7 @@ class Calls:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             cancellation.cancel()
-            await asyncio.wait([work])
+            await asyncio.gather(work, return_exceptions=True)
             raise
 
     def _why(self, error: BaseException, watchdog: Watchdog, *, waited_for_model: bool) -> BaseException:
@@ -162,7 +170,7 @@ class Calls:
             return (no_safe_point if waited_for_model else stalled)(self.timeout)
         if isinstance(error, grpc.RpcError):
             return from_rpc(error, self.endpoint.address)
-        if self.closed:
+        if self.closed and not _is_cancelled():
             return forked_or_closed(self._opened_in, self.endpoint.address)
         return error
 
@@ -184,9 +192,14 @@ class Calls:
         except grpc.RpcError as error:
             raise from_rpc(error, self.endpoint.address) from None
         except asyncio.CancelledError:
-            if self.closed:
+            if self.closed and not _is_cancelled():
                 raise forked_or_closed(self._opened_in, self.endpoint.address) from None
             raise
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task is being cancelled, and not only its call; Python 3.10 cannot tell."""
+    return bool(getattr(asyncio.current_task(), "cancelling", int)())
 
 
 class Stream(Generic[R]):

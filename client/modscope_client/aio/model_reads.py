@@ -72,8 +72,11 @@ class ModelReads:
         root: only this module and what is below it; depth: at most so many levels below it.
         """
         asked = requests.list_modules(self.name, glob, type, root, depth)
-        batches = await self._calls.listing(rpcs.LIST_MODULES, asked)
-        return [convert.module_info(module) for batch in batches for module in batch.modules]
+        found: list[ModuleInfo] = []
+        await self._calls.listing(
+            rpcs.LIST_MODULES, asked, lambda batch: found.extend(map(convert.module_info, batch.modules))
+        )
+        return found
 
     async def module_info(self, path: str = "") -> ModuleInfo:
         """One module whole, its repr included."""
@@ -90,16 +93,24 @@ class ModelReads:
     ) -> list[ParameterInfo]:
         """Parameters in order, as named_parameters gives them; a module's path selects all under it."""
         asked = requests.list_parameters(self.name, glob, type, stats=stats, requires_grad=requires_grad)
-        batches = await self._calls.listing(rpcs.LIST_PARAMETERS, asked)
-        return [convert.parameter_info(parameter) for batch in batches for parameter in batch.parameters]
+        found: list[ParameterInfo] = []
+        await self._calls.listing(
+            rpcs.LIST_PARAMETERS,
+            asked,
+            lambda batch: found.extend(map(convert.parameter_info, batch.parameters)),
+        )
+        return found
 
     async def buffers(
         self, glob: str = "*", type: str | type | None = None, *, stats: bool = False
     ) -> list[BufferInfo]:
         """Buffers in order, as named_buffers gives them."""
         asked = requests.list_buffers(self.name, glob, type, stats=stats)
-        batches = await self._calls.listing(rpcs.LIST_BUFFERS, asked)
-        return [convert.buffer_info(buffer) for batch in batches for buffer in batch.buffers]
+        found: list[BufferInfo] = []
+        await self._calls.listing(
+            rpcs.LIST_BUFFERS, asked, lambda batch: found.extend(map(convert.buffer_info, batch.buffers))
+        )
+        return found
 
     async def tensor(self, path: str, *, stats: bool = True) -> TensorDetail:
         """One parameter or buffer whole: what it is, statistics, digest."""
@@ -143,11 +154,17 @@ class ModelReads:
     async def state_dict_keys(self) -> StateDictKeys:
         """The keys of its state_dict, with dtype and shape."""
         asked = request(state_dict_service_pb2.ListKeysRequest, model=self.name)
-        return keys_of(await self._calls.listing(rpcs.LIST_KEYS, asked))
+        batches: list[state_dict_service_pb2.ListKeysResponse] = []
+        await self._calls.listing(rpcs.LIST_KEYS, asked, batches.append)
+        return keys_of(batches)
 
     async def state_dict(self, *, progress: Progress | None = None) -> dict[str, Array]:
-        """Its state_dict as arrays, all of one step. Small arrays share blocks of at most 32 MiB."""
-        target = ArrayTarget()
+        """Its state_dict as arrays, all of one step.
+
+        Small arrays share blocks of at most 32 MiB. The client keeps the memory of arrays that are
+        gone, up to 1 GiB, for the next state_dict.
+        """
+        target = ArrayTarget(self._calls.memory)
         await self._download(target, progress, at_once)
         return target.arrays
 

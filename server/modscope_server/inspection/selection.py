@@ -21,7 +21,7 @@ from modscope_server.inspection.members import tensors
 from modscope_server.inspection.optimizers import Groups
 from modscope_server.inspection.parameters import located_buffers, located_parameters, records_of
 from modscope_server.inspection.records import Located, LocatedTensor, ModuleRecord, TensorRecord
-from modscope_server.inspection.structure import module_records
+from modscope_server.inspection.structure import iterate_module_records, module_records
 from modscope_server.inspection.typenames import type_matcher
 from modscope_server.inspection.walk import walk
 
@@ -64,13 +64,16 @@ def select_modules(root: nn.Module, glob: str = "*", type: str = "") -> list[Loc
 
 def select_module_records(
     root: nn.Module, glob: str = "*", type: str = "", under: str | None = None, depth: int | None = None
-) -> list[ModuleRecord]:
+) -> Iterable[ModuleRecord]:
     """Records of the modules that match; `under` and `depth` as in `module_records`.
+
+    Those of a whole model are made as they are taken, so that the first can be sent early.
 
     Raises BadGlobError and UnknownPath.
     """
     if not type and glob == "*" and module_at(root, glob) is None:
-        return module_records(root, under, depth)
+        whole = not under and depth is None
+        return iterate_module_records(root) if whole else module_records(root, under, depth)
     chosen = {id(one.module) for one in select_modules(root, glob, type)}
     return module_records(root, under, depth, chosen)
 

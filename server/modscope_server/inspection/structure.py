@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import nn
@@ -12,7 +13,7 @@ from modscope_server.inspection.lookup import Place, locate_module
 from modscope_server.inspection.members import children
 from modscope_server.inspection.records import Located, ModuleRecord
 from modscope_server.inspection.typenames import is_instance, qualified_name
-from modscope_server.inspection.walk import Visit, walk
+from modscope_server.inspection.walk import Visit, Walk, walk
 from modscope_server.inspection.wrappers import inner_of
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "child_records",
     "find_module",
     "is_instance",
+    "iterate_module_records",
     "located_modules",
     "module_record",
     "module_records",
@@ -57,7 +59,7 @@ def module_records(
     UnknownPath.
     """
     if not under and depth is None:
-        return _records(root, wanted)[0]
+        return [record for record, _ in _records(root, wanted)]
     place = locate_module(root, under or "")
     below = [visit for visit in walk(place.outer).visits if visit.first and not visit.hidden]
     modules = {id(visit.module) for visit in below}
@@ -69,10 +71,16 @@ def module_records(
     ]
 
 
+def iterate_module_records(root: nn.Module) -> Iterator[ModuleRecord]:
+    """All of `module_records`; the walk is made at once, each record when it is taken."""
+    records = _records(root)
+    return (record for record, _ in records)
+
+
 def module_record(root: nn.Module, path: str) -> ModuleRecord:
     """The module at a path, under its first path. Raises UnknownPath."""
     module = locate_module(root, path).module
-    return _records(root, {id(module)})[0][0]
+    return next(_records(root, {id(module)}))[0]
 
 
 def child_records(root: nn.Module, path: str) -> list[ModuleRecord]:
@@ -108,8 +116,7 @@ def _message(error: Exception) -> str:
 
 
 def _by_identity(root: nn.Module, wanted: set[int]) -> dict[int, ModuleRecord]:
-    records, modules = _records(root, wanted)
-    return {id(module): record for module, record in zip(modules, records, strict=True)}
+    return {id(module): record for record, module in _records(root, wanted)}
 
 
 def _below(place: Place, visit: Visit) -> Place:
@@ -123,19 +130,26 @@ def _levels(path: str) -> int:
     return path.count(".") + 1 if path else 0
 
 
-def _records(root: nn.Module, wanted: set[int] | None = None) -> tuple[list[ModuleRecord], list[nn.Module]]:
-    """Records of all modules, or of those with the wanted identities, and the modules themselves."""
+def _records(root: nn.Module, wanted: set[int] | None = None) -> Iterator[tuple[ModuleRecord, nn.Module]]:
+    """Records of all modules, or of those with the wanted identities, each with its module.
+
+    The walk is made at once, each record when it is taken.
+    """
     walked = walk(root)
+    return _records_of(walked, subtree_counts(walked), wanted)
+
+
+def _records_of(
+    walked: Walk, counts: tuple[list[int], list[int]], wanted: set[int] | None
+) -> Iterator[tuple[ModuleRecord, nn.Module]]:
     visits = walked.visits
-    elements, trainable = subtree_counts(walked)
+    elements, trainable = counts
     further: dict[int, list[str]] = {}
     if walked.links:
         for visit in visits:
             if not visit.first and not visit.hidden:
                 further.setdefault(id(visit.module), []).append(visit.path)
     names: dict[type, tuple[str, str]] = {}
-    records: list[ModuleRecord] = []
-    modules: list[nn.Module] = []
     for position, (path, raw, module, wrappers, count, first, hidden) in enumerate(visits):
         if not first or hidden or (wanted is not None and id(module) not in wanted):
             continue
@@ -148,23 +162,20 @@ def _records(root: nn.Module, wanted: set[int] | None = None) -> tuple[list[Modu
             top = walked.parents[top]
             count += visits[top].children - 1
         aliases = further.get(id(module))
-        records.append(
-            ModuleRecord(
-                path,
-                path.rpartition(".")[2],
-                named[0],
-                named[1],
-                _training(module),
-                count,
-                elements[top],
-                trainable[top],
-                tuple(dict.fromkeys(alias for alias in aliases if alias != path)) if aliases else (),
-                raw,
-                wrappers,
-            )
+        record = ModuleRecord(
+            path,
+            path.rpartition(".")[2],
+            named[0],
+            named[1],
+            _training(module),
+            count,
+            elements[top],
+            trainable[top],
+            tuple(dict.fromkeys(alias for alias in aliases if alias != path)) if aliases else (),
+            raw,
+            wrappers,
         )
-        modules.append(module)
-    return records, modules
+        yield record, module
 
 
 def _training(module: nn.Module) -> bool:

@@ -167,9 +167,7 @@ def snapshot(t: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
 
 def _is_simple(t: torch.Tensor) -> bool:
     """Whether the elements lie on the CPU as they are read; most do, and then small reads take a third."""
-    return (
-        type(t) in _PLAIN and t.is_cpu and t.is_contiguous() and not t.is_conj() and not t.is_neg()
-    )
+    return type(t) in _PLAIN and t.is_cpu and t.is_contiguous() and not t.is_conj() and not t.is_neg()
 
 
 def _hint_for(reason: str) -> str:

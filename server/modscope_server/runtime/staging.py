@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy
 import torch
 
-from modscope.tensor import CHUNK_BYTES
+from modscope.tensor import CHUNK_BYTES, TensorData
 from modscope_server.errors import LimitExceeded, NotMaterialized
 from modscope_server.inspection.tensors import byte_view, dtype_name, nbytes, snapshot, unreadable_reason
 from modscope_server.runtime.safepoint import Caller, Cancelled, Kind, SafePoint
@@ -129,6 +130,13 @@ class StagedRead:
                 self._await(end)
                 yield Chunk(index, start == 0, view[entry.offset + start : end])
 
+    def data(self, index: int) -> TensorData:
+        """One entry whole, once it is copied; its bytes are there until `close`."""
+        entry = self.entries[index]
+        self._await(entry.offset + entry.size)
+        view = byte_view(self._memory)[entry.offset : entry.offset + entry.size]
+        return TensorData(entry.dtype, entry.shape, view)
+
     def close(self) -> None:
         """Free the memory; a copy that still runs is left to end first. Idempotent."""
         with self._progress:
@@ -216,23 +224,32 @@ def _layout(tensors: Sequence[tuple[str, torch.Tensor]]) -> list[StagedEntry]:
 
 def _host_memory(size: int) -> torch.Tensor:
     """Fresh memory, in huge pages where the system has them: they are mapped in far fewer faults."""
-    pages = mmap.mmap(-1, size)
+    # Private, because what is shared (Python's default) gets huge pages on hardly any system.
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def _copy_into(target: torch.Tensor, tensor: torch.Tensor, piece: int) -> Iterator[int]:
-    """Copy a tensor's bytes into `target`, with torch so that the GIL is free; yields how far it is."""
+    """Copy a tensor's bytes into `target`, with the GIL free; yields how far it is.
+
+    Pieces are copied by numpy, on this thread alone: torch would put all cores to work, and beside a
+    transfer they have other things to do.
+    """
     plain = (
-        tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not (tensor.is_conj() or tensor.is_neg())
     )
     if not plain or target.numel() <= piece:
         snapshot(tensor, out=target)
         yield target.numel()
         return
-    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    bytes_here = target.numpy()
+    bytes_there = tensor.detach().reshape(-1).view(torch.uint8).numpy()
     for start in range(0, target.numel(), piece):
         end = min(start + piece, target.numel())
-        target[start:end].copy_(flat[start:end])
+        numpy.copyto(bytes_here[start:end], bytes_there[start:end])
         yield end

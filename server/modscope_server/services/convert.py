@@ -83,7 +83,7 @@ def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
 
 def module_info(record: ModuleRecord, text: str | None = None) -> model_pb2.ModuleInfo:
     """A module; `text` is its repr, where it was asked for."""
-    return model_pb2.ModuleInfo(
+    message = model_pb2.ModuleInfo(
         path=record.path,
         name=record.name,
         type=record.type,
@@ -92,11 +92,16 @@ def module_info(record: ModuleRecord, text: str | None = None) -> model_pb2.Modu
         children=record.children,
         parameters=record.parameters,
         trainable_parameters=record.trainable_parameters,
-        aliases=record.aliases,
         raw_path=record.raw_path,
-        wrappers=record.wrappers,
-        repr=text,
     )
+    # An empty repeated field costs as much as a full one when it is given to the constructor.
+    if record.aliases:
+        message.aliases.extend(record.aliases)
+    if record.wrappers:
+        message.wrappers.extend(record.wrappers)
+    if text is not None:
+        message.repr = text
+    return message
 
 
 def parameter_info(record: TensorRecord) -> model_pb2.ParameterInfo:

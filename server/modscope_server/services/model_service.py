@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from modscope import wire
@@ -67,7 +67,7 @@ class ModelServicer:
         """The modules that match, in batches."""
         root = self._serving.registry.get(request.model).root
 
-        def select() -> Sequence[ModuleRecord]:
+        def select() -> Iterable[ModuleRecord]:
             glob = request.glob if request.HasField("glob") else "*"
             under = request.root if request.HasField("root") else None
             depth = request.depth if request.HasField("depth") else None

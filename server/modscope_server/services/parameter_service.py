@@ -33,7 +33,7 @@ from modscope_server.services import convert
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
 from modscope_server.services.serving import Serving, batches
-from modscope_server.services.uploads import Reservation, Uploads
+from modscope_server.services.uploads import Uploads
 
 if TYPE_CHECKING:
     import torch
@@ -78,20 +78,19 @@ class ParameterServicer:
     def get_tensor(self, request: messages.GetTensorRequest, call: Call) -> messages.GetTensorResponse:
         """One parameter or buffer whole; statistics and digest come from a copy, after the safe point."""
         registered = self._serving.registry.get(request.model)
-        with Reservation(self._serving.budget) as staging:
+        records: list[TensorRecord] = []
 
-            def copy() -> tuple[TensorRecord, TensorData | None]:
-                record = tensor_record(registered.root, request.path, registered.groups())
-                if record.unreadable:
-                    return record, None
-                tensor = find_tensor(registered.root, request.path).tensor
-                staging.reserve(nbytes(tensor))
-                return record, to_data(tensor)
+        def collect() -> list[tuple[str, torch.Tensor]]:
+            record = tensor_record(registered.root, request.path, registered.groups())
+            records[:] = [record]
+            found = find_tensor(registered.root, request.path)
+            return [] if record.unreadable else [(record.path, found.tensor)]
 
-            answer = self._serving.run(call, copy)
-            record, data = answer.value
-            response = messages.GetTensorResponse(step=answer.step)
-            if data is not None:
+        with self._serving.staged(call, collect) as staged:
+            response = messages.GetTensorResponse(step=staged.step)
+            (record,) = records
+            if staged.entries:
+                data = staged.data(0)
                 response.digest = digest(data)
                 if request.stats:
                     record = replace(record, stats=statistics(from_data(data)))

@@ -14,15 +14,24 @@ from modscope_server.runtime.staging import Budget
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Reservation", "Uploads"]
+__all__ = ["Uploads"]
 
 
-class Reservation:
-    """Staging memory of one call. Use it in a `with`: leaving it gives the memory back."""
+class Uploads:
+    """Receives tensors one after the other. Use it in a `with`: leaving it gives the staging memory back.
+
+    `begin` announces a tensor, `feed` brings its bytes, `finish` gives all of them. Raises
+    BadRequest where the bytes are more or fewer than announced, LimitExceeded where the staging
+    memory does not suffice.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._reserved = 0
+        self._received: list[TensorData] = []
+        self._name = ""
+        self._place = memoryview(b"")
+        self._filled = 0
 
     def __enter__(self) -> Self:
         return self
@@ -37,22 +46,6 @@ class Reservation:
         """Take so many bytes more. Raises LimitExceeded where they are not to be had."""
         self._budget.take(size)
         self._reserved += size
-
-
-class Uploads(Reservation):
-    """Receives tensors one after the other.
-
-    `begin` announces a tensor, `feed` brings its bytes, `finish` gives all of them. Raises
-    BadRequest where the bytes are more or fewer than announced, LimitExceeded where the staging
-    memory does not suffice.
-    """
-
-    def __init__(self, budget: Budget) -> None:
-        super().__init__(budget)
-        self._received: list[TensorData] = []
-        self._name = ""
-        self._place = memoryview(b"")
-        self._filled = 0
 
     def begin(self, name: str, dtype: str, shape: tuple[int, ...], size: int) -> None:
         """The next bytes are those of this tensor, `size` in all."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import modscope
 import modscope_client.discovery
+from modscope import __version__
 from modscope_client.cli.main import VERBS, program, report, run
 from modscope_client.errors import (
     DeadlineExceeded,
@@ -115,9 +115,9 @@ def test_help_of_the_verbs_of_state(modscope: Modscope) -> None:
     assert "keys" in modscope("state").out
 
 
-def test_version(modscope_version: str = modscope.__version__) -> None:
+def test_version() -> None:
     done = process("--version")
-    assert (done.returncode, done.stdout) == (0, f"modscope {modscope_version}\n")
+    assert (done.returncode, done.stdout) == (0, f"modscope {__version__}\n")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_arguments_are_json_or_text(live: Live, modscope: Modscope) -> None:
     assert outcome.code == 0, outcome.err
     torch.manual_seed(1)
     twin = nn.init.kaiming_uniform_(torch.empty(4, 4), a=0, mode="fan_out", nonlinearity="relu")
-    assert torch.equal(live.model.body[0].weight, twin)
+    assert torch.equal(live.model.get_parameter("body.0.weight"), twin)
 
 
 @pytest.mark.parametrize(
