@@ -42,7 +42,11 @@ class Backend:
         self._hooks = HookManager(watches=limits.streams, events=limits.queue, size=limits.queue_bytes)
         with ExitStack() as undo:
             self._safepoint = SafePoint(
-                models.values(), is_ours=registry.holds, optimizers=len(optimizers), boot_id=boot_id()
+                models.values(),
+                is_ours=registry.holds,
+                optimizers=len(optimizers),
+                boot_id=boot_id(),
+                read_share=config.limits.read_share,
             )
             undo.callback(self._safepoint.close)
             registry.count_steps_with(lambda: self._safepoint.step_count)

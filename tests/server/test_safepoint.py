@@ -247,6 +247,22 @@ def test_what_the_request_raises_reaches_the_caller_and_not_the_loop(
     assert loop.error is None
 
 
+def test_reads_take_no_more_than_their_share_of_a_running_loop(model: nn.Module) -> None:
+    """One slow read makes the next wait for the rest of its share; a write does not wait."""
+    point = SafePoint([model], optimizers=1, read_share=0.001)
+    nap = threading.Event()
+    try:
+        with Loop(model, torch.optim.SGD(model.parameters(), lr=0.01)) as loop:
+            point.run(lambda: nap.wait(0.05), timeout=20)
+            assert point.run(lambda: "written", kind="write", timeout=20).value == "written"
+            with pytest.raises(NoSafePoint, match="of the loop's time") as caught:
+                point.run(lambda: None, timeout=0.2)
+            assert "read_share" in caught.value.hint
+        assert loop.error is None
+    finally:
+        point.close()
+
+
 def test_a_model_run_by_a_request_counts_neither_as_step_nor_as_pending(
     model: nn.Module, safepoint: SafePoint
 ) -> None:

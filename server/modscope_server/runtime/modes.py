@@ -18,9 +18,10 @@ class neutral_modes:  # noqa: N801 - reads as a context manager
 
     def __enter__(self) -> None:
         self._stack: list[contextlib.AbstractContextManager[Any]] = []
-        if torch.is_inference_mode_enabled():
+        inference = torch.is_inference_mode_enabled()
+        if inference:
             self._stack.append(torch.inference_mode(False))
-        if torch.is_grad_enabled():
+        if inference or torch.is_grad_enabled():
             self._stack.append(torch.no_grad())
         for device in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(device):

@@ -62,6 +62,7 @@ class SafePoint:
         is_ours: whether an optimizer's steps concern these models.
         optimizers: how many optimizers were given.
         boot_id: this machine's boot id, to recognise calls from the training thread itself.
+        read_share: share of a running loop's time that reads may take; later ones wait.
     """
 
     def __init__(
@@ -71,11 +72,14 @@ class SafePoint:
         is_ours: Callable[[Optimizer], bool] = lambda optimizer: True,
         optimizers: int = 0,
         boot_id: str = "",
+        read_share: float = 0.05,
     ) -> None:
         self.activity = Activity()
         self._steps = StepCounter(optimizers)
         self._is_ours = is_ours
         self._boot_id = boot_id
+        self._read_share = read_share
+        self._reads_resume = 0.0
         self._pid = os.getpid()
         self._running = threading.Lock()
         self._server: int | None = None
@@ -236,10 +240,12 @@ class SafePoint:
 
     def _serve(self, *, write: bool, grad: bool = True) -> None:
         """Run what waits and may run here, on the training thread."""
-        admitted: dict[Kind, bool] = {"read": True, "grad": grad, "write": write}
+        reads = self._reads_wait() <= 0
+        admitted: dict[Kind, bool] = {"read": reads, "grad": reads and grad, "write": write}
         ready = self._queue.take([kind for kind, here in admitted.items() if here])
         if not ready:
             return
+        began = time.monotonic()
         with self._running:
             self._server = threading.get_ident()
             try:
@@ -247,8 +253,15 @@ class SafePoint:
                     self._finish(request)
             finally:
                 self._server = None
+                if any(request.kind != "write" for request in ready):
+                    ended = time.monotonic()
+                    self._reads_resume = ended + (ended - began) * (1 / self._read_share - 1)
                 for request in ready:
                     request.fail(Closed("training was interrupted before this request was served"))
+
+    def _reads_wait(self) -> float:
+        """Seconds for which reads of a running loop still wait, having had their share of its time."""
+        return self._reads_resume - time.monotonic()
 
     def _finish(self, request: Request) -> None:
         try:
@@ -326,6 +339,12 @@ class SafePoint:
         return answer
 
     def _no_safe_point(self, kind: Kind) -> NoSafePoint:
+        wait = self._reads_wait()
+        if kind != "write" and wait > 0:
+            return NoSafePoint(
+                f"reads have had {self._read_share:.0%} of the loop's time, and wait for {wait:.1f} s more",
+                hint="read less at once, give a longer --timeout, or raise limits.read_share in attach",
+            )
         return NoSafePoint(
             f"no point at which a {kind} is safe came before the deadline: {self.activity.describe()}",
             hint="give a longer --timeout; a loop without an optimizer calls scope.step() every iteration",

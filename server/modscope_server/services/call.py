@@ -39,7 +39,7 @@ class Call:
     def timeout(self) -> float | None:
         """Seconds after which a request that still waits is withdrawn, so that the caller hears why."""
         remaining: float = self._context.time_remaining()
-        return None if remaining > _FOREVER else remaining - min(0.2, 0.1 * remaining)
+        return None if remaining > _FOREVER else remaining - min(0.3, 0.3 * remaining)
 
     def is_set(self) -> bool:
         """Whether the caller is gone: cancelled, broken off, or past the deadline."""
