@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import NamedTuple
-from urllib.parse import quote
 
 from modscope_client.errors import InvalidArgument
 
 __all__ = ["Address", "parse_address"]
+
+_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-~")
 
 
 class Address(NamedTuple):
@@ -22,8 +22,10 @@ class Address(NamedTuple):
     @property
     def target(self) -> str:
         """The address as grpc wants it: the path of a socket is read as that of a URL."""
-        scheme, separator, path = self.text.partition("unix:")
-        return f"unix:{quote(path)}" if separator and not scheme else self.text
+        if not self.text.startswith("unix:"):
+            return self.text
+        path = self.text.removeprefix("unix:").encode()
+        return "unix:" + "".join(chr(byte) if byte in _SAFE else f"%{byte:02X}" for byte in path)
 
 
 def parse_address(text: str) -> Address:
@@ -46,6 +48,8 @@ def parse_address(text: str) -> Address:
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,22 +1,25 @@
 """Arrays <-> TensorData: numpy, ml_dtypes for what numpy lacks, torch tensors by their own methods.
 
-Imports no torch: a torch tensor can only be met where its caller has imported it.
+Imports no torch: a torch tensor can only be met where its caller has imported it. Imports numpy when
+the first array is at hand, which a listing never has.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
-from modscope.dtypes import DTYPES
+from modscope.dtypes import DTYPES, dtype_name
 from modscope.tensor import TensorData
 from modscope_client.errors import Internal, InvalidArgument
 from modscope_client.memory import Memory
 
 if TYPE_CHECKING:
+    import numpy
+
+    from modscope.v1 import tensor_pb2
     from modscope_client.types import Array
 
 __all__ = ["Empty", "array_of", "empties", "empty", "is_tensor_like", "received", "spec_of", "tensor_of"]
@@ -28,15 +31,18 @@ _ALIGNMENT = 64
 Empty = tuple["Array", memoryview]
 """An array whose elements are still to come, and the bytes into which they go."""
 
-_SPECIFIC = {name for name, info in DTYPES.items() if not hasattr(numpy, info.numpy)}
+_OF_ML_DTYPES = ("bfloat16", "float8")
 
 
+@lru_cache(maxsize=64)
 def numpy_dtype(name: str) -> numpy.dtype[Any] | None:
     """The little-endian numpy dtype of a dtype name; None where there is none."""
     info = DTYPES.get(name)
     if info is None:
         return None
-    if name in _SPECIFIC:
+    import numpy
+
+    if name.startswith(_OF_ML_DTYPES):
         import ml_dtypes
 
         kind = getattr(ml_dtypes, info.numpy, None)
@@ -47,6 +53,8 @@ def numpy_dtype(name: str) -> numpy.dtype[Any] | None:
 
 def empty(dtype: str, shape: tuple[int, ...], nbytes: int) -> Empty:
     """Memory for a tensor that is to arrive. A TensorData where numpy has no such dtype."""
+    import numpy
+
     return _over(numpy.empty(nbytes, numpy.uint8), dtype, shape)
 
 
@@ -68,13 +76,21 @@ def empties(specs: Sequence[tuple[str, tuple[int, ...], int]], memory: Memory) -
     return made
 
 
-def received(dtype: str, shape: tuple[int, ...], size: int, data: bytes | bytearray | memoryview) -> Array:
-    """An array of its own with the bytes of a message. Raises Internal where they are not `size` bytes."""
-    array, target = empty(dtype, shape, size)
-    if len(target) != len(data):
-        raise Internal(f"a {dtype} tensor of shape {list(shape)} came with {len(data)} bytes")
-    target[:] = data
-    return array
+def received(spec: tensor_pb2.TensorSpec, data: bytes | bytearray | memoryview) -> Array:
+    """An array of its own with the bytes of a message. Raises Internal where spec and bytes do not fit.
+
+    What a read of one small tensor ends in, so it does no more than it must.
+    """
+    name, shape = spec.dtype_name or dtype_name(spec.dtype) or "", tuple(spec.shape)
+    dtype = numpy_dtype(name)
+    if dtype is None:
+        return TensorData(name, shape, bytes(data))
+    import numpy
+
+    try:
+        return numpy.frombuffer(data, dtype).reshape(shape).copy() if data else numpy.empty(shape, dtype)
+    except ValueError as error:
+        raise Internal(f"a {name} tensor of shape {list(shape)} came with {len(data)} bytes") from error
 
 
 def array_of(tensor: TensorData) -> Array:
@@ -82,6 +98,8 @@ def array_of(tensor: TensorData) -> Array:
     dtype = numpy_dtype(tensor.dtype)
     if dtype is None:
         return tensor
+    import numpy
+
     return numpy.frombuffer(tensor.data, numpy.uint8).view(dtype).reshape(tensor.shape)
 
 
@@ -105,6 +123,8 @@ def tensor_of(value: Any) -> TensorData:
         return value
     if _is_torch(value):
         return _from_torch(value)
+    import numpy
+
     array = _numpy_array(value)
     if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
         array = array.astype(array.dtype.newbyteorder("<"))
@@ -113,6 +133,8 @@ def tensor_of(value: Any) -> TensorData:
 
 def is_tensor_like(value: Any) -> bool:
     """Whether the value is an array, a numpy scalar, a torch tensor or a TensorData."""
+    import numpy
+
     return isinstance(value, numpy.ndarray | numpy.generic | TensorData) or _is_torch(value)
 
 
@@ -144,12 +166,16 @@ def _aligned(nbytes: int) -> int:
 
 def _bytes_of(array: numpy.ndarray[Any, Any]) -> memoryview:
     """A view of a contiguous array's bytes."""
+    import numpy
+
     view: memoryview = array.reshape(-1).view(numpy.uint8).data
     return view
 
 
 def _numpy_array(value: Any) -> numpy.ndarray[Any, numpy.dtype[Any]]:
     """The value as an array of a dtype that the contract knows. Raises InvalidArgument."""
+    import numpy
+
     try:
         array = numpy.asarray(value)
     except (ValueError, TypeError) as error:

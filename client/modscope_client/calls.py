@@ -18,8 +18,8 @@ import grpc
 
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, ModscopeError, from_rpc, no_safe_point, stalled
-from modscope_client.memory import Memory
-from modscope_client.rpcs import Rpc
+from modscope_client.memory import Memory, keep_message_blocks
+from modscope_client.rpcs import AT_ONCE, Rpc
 
 __all__ = ["Calls", "Origin", "Stream"]
 
@@ -67,14 +67,14 @@ class Calls:
         call = self._unary.get(rpc)
         if call is None:
             call = self._unary[rpc] = self._channel.unary_unary(rpc.path, rpc.encode, rpc.decode)
-        with self._errors():
+        with self._errors(rpc):
             response: R = call(request, timeout=self.timeout, metadata=self.endpoint.metadata())
         return response
 
     def listing(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None]) -> None:
         """Give each response to one request to `take`, the last of them before the deadline."""
         self._check()
-        with self._errors():
+        with self._errors(rpc):
             stream = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
             started = stream(request, timeout=self.timeout, metadata=self.endpoint.metadata())
             try:
@@ -86,6 +86,7 @@ class Calls:
     def download(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None]) -> None:
         """Give each response to one request to `take`, for as long as they keep coming."""
         self._check()
+        keep_message_blocks()
         with self._errors():
             stream = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
             started = stream(request, metadata=self.endpoint.metadata())
@@ -179,16 +180,17 @@ class Calls:
         if watchdog.expired:
             return (no_safe_point if waited_for_model else stalled)(self.timeout)
         if isinstance(error, grpc.RpcError):
-            return from_rpc(error, self.endpoint.address)
+            return from_rpc(error, self.endpoint.address, waited=self.timeout)
         return forked_or_closed(self._opened_in, self.endpoint.address)
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, rpc: Rpc[Any, Any] | None = None) -> Iterator[None]:
         """Turn what grpc raises into errors of the tree."""
         try:
             yield
         except grpc.RpcError as error:
-            raise from_rpc(error, self.endpoint.address) from None
+            waited = None if rpc is None or rpc in AT_ONCE else self.timeout
+            raise from_rpc(error, self.endpoint.address, waited=waited) from None
         except ValueError as error:
             # What grpc raises on a channel that another thread has closed meanwhile.
             if self.closed and not isinstance(error, ModscopeError):

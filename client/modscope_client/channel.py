@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -199,7 +197,8 @@ def _pem(tls: bool | str | os.PathLike[str] | bytes | None) -> bytes | None:
     if isinstance(tls, bytes):
         return tls
     try:
-        return Path(tls).read_bytes()
+        with open(tls, "rb") as file:
+            return file.read()
     except OSError as error:
         raise InvalidArgument(
             f"tls: {os.fspath(tls)!r} cannot be read: {error.strerror}",
@@ -217,8 +216,11 @@ def _process() -> str:
     pid = os.getpid()
     if pid not in _processes:
         try:
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                boot = file.read().strip()
         except OSError:
+            import uuid
+
             boot = f"host-{uuid.getnode():x}"
         _processes = {pid: f"{boot}/{pid}/"}
     return _processes[pid]

@@ -11,8 +11,6 @@ import fcntl
 import json
 import os
 import stat
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from modscope_client.errors import FailedPrecondition, Unavailable
@@ -26,15 +24,17 @@ TOKEN_VARIABLE = "MODSCOPE_TOKEN"
 _MAX_RECORD_BYTES = 1 << 20
 
 
-def runtime_directory() -> Path:
+def runtime_directory() -> str:
     """Where servers of this user put their directories, whether it exists or not."""
     chosen = os.environ.get("MODSCOPE_RUNTIME_DIR")
     if chosen:
-        return Path(chosen).absolute()
+        return os.path.abspath(chosen)
     session = os.environ.get("XDG_RUNTIME_DIR")
     if session:
-        return Path(session).absolute() / "modscope"
-    return Path(tempfile.gettempdir()).absolute() / f"modscope-{os.getuid()}"
+        return os.path.join(os.path.abspath(session), "modscope")
+    import tempfile
+
+    return os.path.join(os.path.abspath(tempfile.gettempdir()), f"modscope-{os.getuid()}")
 
 
 def servers() -> list[ServerInfo]:
@@ -43,14 +43,14 @@ def servers() -> list[ServerInfo]:
     Raises FailedPrecondition where others could have written into the runtime directory.
     """
     base = runtime_directory()
-    if not base.is_dir():
+    if not os.path.isdir(base):
         return []
     if not _ours_alone(base, stat.S_ISDIR):
         raise FailedPrecondition(
-            f"the runtime directory {str(base)!r} can be entered by others, so what it says is not trusted",
+            f"the runtime directory {base!r} can be entered by others, so what it says is not trusted",
             hint=f"run `chmod 700 {base}` if it is yours, or set MODSCOPE_RUNTIME_DIR",
         )
-    found = (_server_in(directory) for directory in base.iterdir())
+    found = (_server_in(os.path.join(base, name)) for name in os.listdir(base))
     return sorted((server for server in found if server), key=lambda server: (server.started, server.pid))
 
 
@@ -65,6 +65,8 @@ def locate(address: str | None, token: str | None) -> tuple[str, str | None, boo
     if address is None:
         only = _only(servers())
         return only.address, token or only.token or None, only.tls
+    if token is not None and address.startswith("unix:"):
+        return address, token, False
     match = next((server for server in _servers_if_trusted() if server.address == address), None)
     return (address, token, False) if match is None else (address, token or match.token or None, match.tls)
 
@@ -72,7 +74,7 @@ def locate(address: str | None, token: str | None) -> tuple[str, str | None, boo
 def _only(found: list[ServerInfo]) -> ServerInfo:
     if not found:
         raise Unavailable(
-            f"no server on this host (looked in {str(runtime_directory())!r})",
+            f"no server on this host (looked in {runtime_directory()!r})",
             hint="call modscope_server.attach(model) in the training script, or give an address",
         )
     if len(found) > 1:
@@ -93,16 +95,16 @@ def _servers_if_trusted() -> list[ServerInfo]:
         return []
 
 
-def _server_in(directory: Path) -> ServerInfo | None:
+def _server_in(directory: str) -> ServerInfo | None:
     """The live server of one directory; None for a stale, foreign or malformed one."""
-    record = directory / "server.json"
+    record = os.path.join(directory, "server.json")
     try:
         if not (_ours_alone(directory, stat.S_ISDIR) and _ours_alone(record, stat.S_ISREG)):
             return None
         with open(record, "rb") as file:
             told = json.loads(file.read(_MAX_RECORD_BYTES))
         server = _server_from(told)
-        return server if _is_alive(directory / "lock", server.pid) else None
+        return server if _is_alive(os.path.join(directory, "lock"), server.pid) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -121,12 +123,12 @@ def _server_from(told: dict[str, Any]) -> ServerInfo:
     )
 
 
-def _ours_alone(path: Path, is_kind: Any) -> bool:
-    found = path.lstat()
+def _ours_alone(path: str, is_kind: Any) -> bool:
+    found = os.lstat(path)
     return bool(is_kind(found.st_mode)) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
-def _is_alive(lock: Path, pid: int) -> bool:
+def _is_alive(lock: str, pid: int) -> bool:
     """Whether the server that made the lock file still holds it."""
     if pid == os.getpid():
         # Closing a descriptor of it would drop the lock that this very process holds.
@@ -142,9 +144,9 @@ def _is_alive(lock: Path, pid: int) -> bool:
     return False
 
 
-def _is_open_here(path: Path) -> bool:
+def _is_open_here(path: str) -> bool:
     """Whether this process has the file open; another server of an earlier process may have had this pid."""
-    wanted = path.lstat()
+    wanted = os.lstat(path)
     for name in os.listdir("/dev/fd"):
         try:
             found = os.fstat(int(name))

@@ -149,11 +149,17 @@ def error_for(code: str) -> type[ModscopeError]:
     return _BY_CODE.get(code, Internal)
 
 
-def from_rpc(error: grpc.RpcError, address: str) -> ModscopeError:
-    """The error of the tree for what grpc raised on a call to `address`."""
+def from_rpc(error: grpc.RpcError, address: str, *, waited: float | None = None) -> ModscopeError:
+    """The error of the tree for what grpc raised on a call to `address`.
+
+    waited: seconds that the call could wait for a step boundary; None where it never does.
+    """
     code: str = error.code().name
     text: str = error.details() or ""
     told = _parse(error.trailing_metadata())
+    if told is None and code == "DEADLINE_EXCEEDED" and waited is not None:
+        # The server says so itself a little before the deadline, unless the answer is late.
+        return no_safe_point(waited)
     if told is None:
         text, hint = _explain(code, text, address)
         return error_for(code)(text, hint=hint)

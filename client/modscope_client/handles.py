@@ -8,10 +8,10 @@ from modscope.paths import literal
 from modscope_client import requests
 from modscope_client.model_changes import ModelChanges
 from modscope_client.model_reads import ModelReads
-from modscope_client.subscription import Subscription
 from modscope_client.types import BufferInfo, ModuleInfo, Operation, ParameterInfo
 
 if TYPE_CHECKING:
+    from modscope_client.subscription import Subscription
     from modscope_client.types import Array
 
 __all__ = ["RemoteModel", "RemoteModule", "RemoteParameter"]

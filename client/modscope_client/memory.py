@@ -7,19 +7,31 @@ last one, up to 1 GiB, until the next or until it is closed.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
 if TYPE_CHECKING:
+    import numpy
+
     Block = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "keep_message_blocks"]
 
 _MOST_KEPT = 1 << 30
+_LARGER_THAN_MESSAGES = 8 << 20
+
+
+@functools.cache
+def keep_message_blocks() -> None:
+    """Have malloc keep the memory of messages, for the hundreds that follow in a transfer.
+
+    glibc gives a freed block of that size back to the system, to have it cleared page by page for the
+    next message, until the process has once freed a larger one.
+    """
+    bytes(_LARGER_THAN_MESSAGES)
 
 
 class Memory:
@@ -32,6 +44,8 @@ class Memory:
 
     def take(self, sizes: Iterable[int]) -> list[Block]:
         """A block of each size, its bytes of any value. Free blocks of other sizes go back to the system."""
+        import numpy
+
         free: dict[int, list[Block]] = {}
         while self._free:
             block = self._free.popleft()
@@ -50,6 +64,8 @@ class Memory:
         self._free.clear()
 
     def _lend(self, block: Block) -> Block:
+        import numpy
+
         # Through a memoryview, so that arrays over the loan hold the loan and not the block itself.
         loan = numpy.frombuffer(block.data, numpy.uint8)
         weakref.finalize(loan, self._return, block).atexit = False

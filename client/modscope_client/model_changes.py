@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modscope_client import convert, requests, rpcs
 from modscope_client.calls import Calls
 from modscope_client.channel import BULK_BYTES
-from modscope_client.state_dict import Progress, open_upload
-from modscope_client.transfer import write_frames
 from modscope_client.types import LoadResult, Operation
+
+if TYPE_CHECKING:
+    from modscope_client.state_dict import Progress
 
 __all__ = ["ModelChanges"]
 
@@ -38,6 +39,8 @@ class ModelChanges:
         number. An array of another dtype is refused unless `cast`, nan and inf unless
         `allow_non_finite`. Raises InvalidArgument with both shapes or dtypes, and changes nothing then.
         """
+        from modscope_client.transfer import write_frames
+
         first, tensor = requests.write(
             self.name, path, array, cast=cast, fill=fill, allow_non_finite=allow_non_finite
         )
@@ -97,6 +100,8 @@ class ModelChanges:
         Raises FailedPrecondition (KEYS_MISMATCH) for missing or unexpected keys where `strict`,
         InvalidArgument for shapes, all at once.
         """
+        from modscope_client.state_dict import open_upload
+
         with open_upload(file_or_dict) as upload:
             frames = upload.frames(self.name, strict=strict, progress=progress)
             answer = self._calls.upload(rpcs.UPLOAD, frames, bulk=upload.total > BULK_BYTES)

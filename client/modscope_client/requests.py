@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modscope import wire
 from modscope.paths import literal
-from modscope.tensor import TensorData
 from modscope.v1 import hook_service_pb2, model_service_pb2, parameter_service_pb2
-from modscope_client import convert, values
-from modscope_client.arrays import is_tensor_like, tensor_of
+from modscope_client import convert
 from modscope_client.convert import request
 from modscope_client.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from modscope.tensor import TensorData
 
 __all__ = [
     "forward",
@@ -86,6 +87,8 @@ def write(
 
     Numbers in lists take the target's dtype; arrays do so where `cast` is set.
     """
+    from modscope_client.arrays import is_tensor_like, tensor_of
+
     if (array is None) == (fill is None):
         raise InvalidArgument(
             f"write to {path!r}: give either an array or fill=",
@@ -136,6 +139,8 @@ def forward(
     model: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], mode: str
 ) -> tuple[model_service_pb2.ForwardRequest, list[TensorData]]:
     """Asks to run the model, and the tensors to send after it."""
+    from modscope_client import values
+
     tensors: list[TensorData] = []
     positional = [values.encode(value, tensors, f"args[{i}]") for i, value in enumerate(args)]
     named = values.encode_mapping(kwargs, tensors, "kwargs")

@@ -19,6 +19,7 @@ from modscope.v1 import state_dict_service_pb2 as state_dicts
 from modscope.wire import Frame
 
 __all__ = [
+    "AT_ONCE",
     "DOWNLOAD",
     "FORWARD",
     "FREEZE",
@@ -48,6 +49,8 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
+
+_SMALL_BYTES = 16_384
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,19 @@ def _bulk_both(service: str, request: type[Q], response: type[R]) -> Rpc[Frame[Q
     return Rpc(service, _name(request), wire.encode, wire.decoder(response.FromString))
 
 
+_decode_frame = wire.decoder(parameters.ReadTensorResponse.FromString)
+
+
+def _read_tensor_response(data: bytes) -> Frame[parameters.ReadTensorResponse]:
+    """A frame; where it is small, protobuf's copy of the bulk takes less than a walk over the fields."""
+    if len(data) > _SMALL_BYTES:
+        return _decode_frame(data)
+    header = parameters.ReadTensorResponse.FromString(data)
+    frame = Frame(header, header.data)
+    header.ClearField("data")
+    return frame
+
+
 def _name(request: type[Message]) -> str:
     """An rpc's name; the contract names each request after its rpc."""
     return request.DESCRIPTOR.name.removesuffix("Request")
@@ -105,7 +121,9 @@ FORWARD = _bulk_both(_MODELS, models.ForwardRequest, models.ForwardResponse)
 LIST_PARAMETERS = _plain(_PARAMETERS, parameters.ListParametersRequest, parameters.ListParametersResponse)
 LIST_BUFFERS = _plain(_PARAMETERS, parameters.ListBuffersRequest, parameters.ListBuffersResponse)
 GET_TENSOR = _plain(_PARAMETERS, parameters.GetTensorRequest, parameters.GetTensorResponse)
-READ_TENSOR = _bulk_down(_PARAMETERS, parameters.ReadTensorRequest, parameters.ReadTensorResponse)
+READ_TENSOR = Rpc(
+    _PARAMETERS, "ReadTensor", parameters.ReadTensorRequest.SerializeToString, _read_tensor_response
+)
 READ_TENSORS = _bulk_down(_PARAMETERS, parameters.ReadTensorsRequest, parameters.ReadTensorsResponse)
 WRITE_TENSOR = _bulk_up(_PARAMETERS, parameters.WriteTensorRequest, parameters.WriteTensorResponse)
 FREEZE = _plain(_PARAMETERS, parameters.FreezeRequest, parameters.FreezeResponse)
@@ -136,3 +154,8 @@ READS = (
     LIST_HOOKS,
 )
 """Those that change nothing and may be sent again where a connection was lost."""
+
+AT_ONCE = frozenset(
+    {LIST_MODELS, GET_MODEL, LIST_CHILDREN, LIST_MODULES, GET_MODULE, LIST_KEYS, STOP_WATCH, LIST_HOOKS}
+)
+"""Those that wait for no step boundary."""

@@ -16,11 +16,11 @@ from modscope.wire import Frame
 from modscope_client import arrays, convert
 from modscope_client.errors import Internal, InvalidArgument
 from modscope_client.memory import Memory
-from modscope_client.safetensors_file import Reader, Writer
 from modscope_client.transfer import Fill, Sink
 from modscope_client.types import StateDictKeys, TensorSpec
 
 if TYPE_CHECKING:
+    from modscope_client.safetensors_file import Writer
     from modscope_client.types import Array
 
 __all__ = ["ArrayTarget", "Download", "FileTarget", "Progress", "Upload", "keys_of", "open_upload"]
@@ -170,6 +170,8 @@ class _FileUpload:
     """A file that is read while it is sent."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        from modscope_client.safetensors_file import Reader
+
         self._reader = Reader(path)
 
     def __enter__(self) -> Upload:

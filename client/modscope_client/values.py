@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
 from modscope.dtypes import DTYPES
 from modscope.tensor import TensorData
 from modscope.v1 import value_pb2
@@ -33,8 +31,7 @@ def encode(value: Any, tensors: list[TensorData], where: str = "", depth: int = 
     """
     if depth > _MAX_DEPTH:
         raise _refusal(where, f"is nested more than {_MAX_DEPTH} deep, or holds itself")
-    if isinstance(value, numpy.bool_ | numpy.integer | numpy.floating) and value.dtype.name in DTYPES:
-        value = value.item()
+    value = _plain(value)
     if value is None:
         return value_pb2.Value(none=value_pb2.NoneValue())
     if isinstance(value, bool):
@@ -99,6 +96,15 @@ def decode(value: value_pb2.Value, tensors: Sequence[Array]) -> Any:
     if kind in ("boolean", "integer", "real", "text"):
         return getattr(value, kind)
     return None
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as Python's own; anything else as it is."""
+    import numpy
+
+    if isinstance(value, numpy.bool_ | numpy.integer | numpy.floating) and value.dtype.name in DTYPES:
+        return value.item()
+    return value
 
 
 def _text(text: str, where: str) -> str:

@@ -13,6 +13,8 @@ import torch
 
 from modscope.dtypes import DTYPES
 from modscope.tensor import TensorData, byte_size
+from modscope.v1 import tensor_pb2
+from modscope.wire import spec_of
 from modscope_client import arrays
 from modscope_client.errors import Internal, InvalidArgument
 from modscope_client.memory import Memory
@@ -164,12 +166,21 @@ def test_without_torch_nothing_is_a_torch_tensor(monkeypatch: pytest.MonkeyPatch
 
 def test_what_arrives_is_an_array_of_its_own() -> None:
     data = bytearray(numpy.arange(3, dtype="f4").tobytes())
-    array = arrays.received("float32", (3,), 12, data)
+    array = arrays.received(spec_of("float32", (3,)), memoryview(data))
     assert isinstance(array, numpy.ndarray)
     data[:] = bytes(12)
-    assert array.tolist() == [0, 1, 2] and array.flags.writeable and array.flags.owndata is False
-    with pytest.raises(Internal, match="12 bytes"):
-        arrays.received("float32", (4,), 16, data)
+    assert array.tolist() == [0, 1, 2] and array.flags.writeable and array.flags.owndata
+    wrong: list[tuple[int, ...]] = [(4,), (-1, 7), (2, 2)]
+    for shape in wrong:
+        with pytest.raises(Internal, match="12 bytes"):
+            arrays.received(tensor_pb2.TensorSpec(dtype_name="float32", shape=shape), data)
+    empty: list[tuple[int, ...]] = [(0,), (2, 0, 3)]
+    for shape in empty:
+        assert arrays.received(spec_of("bfloat16", shape), b"").shape == shape
+    with pytest.raises(Internal):
+        arrays.received(spec_of("float32", (1,)), b"abc")
+    unknown = arrays.received(spec_of("float4_e2m1fn_x2", (3,), 3), b"abc")
+    assert isinstance(unknown, TensorData) and bytes(unknown.data) == b"abc"
 
 
 def test_room_for_many_tensors() -> None:

@@ -44,6 +44,22 @@ def test_a_unary_call_has_a_deadline() -> None:
             calls.unary(rpcs.GET_MODEL, model_service_pb2.GetModelRequest())
 
 
+def test_a_deadline_of_a_call_that_waits_for_the_model_says_so() -> None:
+    behaviours: dict[Any, Any] = {rpcs.FREEZE: late, rpcs.UPLOAD: late}
+    with calls_to(behaviours, 0.3) as calls:
+        for attempt in (
+            lambda: calls.unary(rpcs.FREEZE, parameter_service_pb2.FreezeRequest()),
+            lambda: calls.upload(rpcs.UPLOAD, frames(1), bulk=False),
+        ):
+            with pytest.raises(DeadlineExceeded) as ended:
+                attempt()
+            assert ended.value.reason == "NO_SAFE_POINT" and "boundary" in str(ended.value)
+
+
+def late(request: Any, context: grpc.ServicerContext) -> Any:
+    Hold().wait(context)
+
+
 def test_a_listing_has_a_deadline() -> None:
     hold = Hold()
 

@@ -91,13 +91,13 @@ def host(base: Path) -> Iterator[Host]:
 
 
 def test_where_it_looks(monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path) -> None:
-    assert runtime_directory() == base
+    assert runtime_directory() == str(base)
     monkeypatch.delenv("MODSCOPE_RUNTIME_DIR")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
-    assert runtime_directory() == Path("/run/user/7/modscope")
+    assert runtime_directory() == "/run/user/7/modscope"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert runtime_directory() == tmp_path / f"modscope-{os.getuid()}"
+    assert runtime_directory() == str(tmp_path / f"modscope-{os.getuid()}")
 
 
 def test_it_looks_where_the_server_puts_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +105,9 @@ def test_it_looks_where_the_server_puts_itself(monkeypatch: pytest.MonkeyPatch) 
 
     for name, value in (("MODSCOPE_RUNTIME_DIR", "relative"), ("XDG_RUNTIME_DIR", "/run/user/7")):
         monkeypatch.setenv(name, value)
-        assert runtime_directory() == of_the_server.runtime_directory()
+        assert runtime_directory() == str(of_the_server.runtime_directory())
         monkeypatch.delenv(name)
-    assert runtime_directory() == of_the_server.runtime_directory()
+    assert runtime_directory() == str(of_the_server.runtime_directory())
 
 
 def test_live_servers_oldest_first(host: Host) -> None:

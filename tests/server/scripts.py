@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 __all__ = ["PREAMBLE", "Script", "running"]
 
@@ -41,6 +43,7 @@ class Script:
     process: subprocess.Popen[str]
     address: str
     token: str
+    errors: IO[str]
 
     def go_on(self) -> None:
         """Give the script a line to read."""
@@ -48,10 +51,20 @@ class Script:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
     def end(self) -> tuple[int, str, str]:
         """Exit code, the rest of stdout, and stderr, once it has ended by itself."""
-        out, err = self.process.communicate(timeout=SECONDS)
-        return self.process.returncode, out, err
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        out = self.process.stdout.read()
+        code = self.process.wait(SECONDS)
+        self.errors.seek(0)
+        return code, out, self.errors.read()
 
 
 @contextmanager
@@ -60,20 +73,26 @@ def running(body: str, *, warnings: str = "error") -> Iterator[Script]:
     environment = {**os.environ, "GRPC_VERBOSITY": "ERROR"}
     environment.pop("GRPC_ENABLE_FORK_SUPPORT", None)
     command = [sys.executable, "-W", warnings, "-X", "faulthandler", "-c", PREAMBLE + textwrap.dedent(body)]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
         assert process.stdout is not None
         try:
             words = process.stdout.readline().split()
             if len(words) != 2:
-                raise AssertionError(f"the script did not attach: {process.communicate()}")
-            yield Script(process, *words)
+                process.wait(SECONDS)
+                errors.seek(0)
+                raise AssertionError(f"the script did not attach: {errors.read()}")
+            address, token = words
+            yield Script(process, address, token, errors)
         finally:
             if process.poll() is None:
                 process.kill()

@@ -63,9 +63,6 @@ def test_it_ends_with_calls_that_wait_for_a_step() -> None:
     body = """
     model, optimizer, scope = serve()
     step(model, optimizer)
-    def busy():
-        sum(range(1000))
-    from threading import Event
     loss = model(torch.ones(2, 4)).sum()  # awaits its backward, so no write is served
     sys.stdin.readline()
     for _ in range(3):
@@ -101,8 +98,7 @@ def test_it_ends_while_a_reader_takes_nothing() -> None:
     sys.stdin.readline()
     """
     with running(body) as script:
-        assert script.process.stdout is not None
-        address, token = script.process.stdout.readline().split()
+        address, token = script.line().split()
         with Rpc(address, token) as rpc:
             stream = rpc.Download()
             next(stream)

@@ -91,8 +91,7 @@ def ended_children(leave: str) -> tuple[str, list[Any]]:
         with Rpc(script.address, script.token) as rpc:
             with reader(rpc.Watch(glob="0")) as messages:
                 script.go_on()
-                assert script.process.stdout is not None
-                line = script.process.stdout.readline().strip()
+                line = script.line()
                 # The parent still serves, and its files and socket are still there.
                 assert rpc.GetModel().model.step == 1
                 with Rpc(script.address, script.token) as other:

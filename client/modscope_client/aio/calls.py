@@ -14,8 +14,8 @@ import grpc
 from modscope_client import calls
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, from_rpc, no_safe_point, stalled
-from modscope_client.memory import Memory
-from modscope_client.rpcs import Rpc
+from modscope_client.memory import Memory, keep_message_blocks
+from modscope_client.rpcs import AT_ONCE, Rpc
 
 __all__ = ["Calls", "Runner", "Stream", "at_once", "in_a_thread"]
 
@@ -73,14 +73,14 @@ class Calls:
     async def unary(self, rpc: Rpc[Q, R], request: Q) -> R:
         """The response to one request."""
         call = self._channel().unary_unary(rpc.path, rpc.encode, rpc.decode)
-        with self._errors():
+        with self._errors(rpc):
             response: R = await call(request, timeout=self.timeout, metadata=self.endpoint.metadata())
         return response
 
     async def listing(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None]) -> None:
         """Give each response to one request to `take`, the last of them before the deadline."""
         stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
-        with self._errors():
+        with self._errors(rpc):
             started = stream(request, timeout=self.timeout, metadata=self.endpoint.metadata())
             try:
                 async for message in started:
@@ -90,6 +90,7 @@ class Calls:
 
     async def download(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], Awaitable[None]]) -> None:
         """Give each response to one request to `take`, for as long as they keep coming."""
+        keep_message_blocks()
         stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
         started = stream(request, metadata=self.endpoint.metadata())
         await self._take_all(started, Watchdog(started.cancel, self.timeout), take)
@@ -169,7 +170,7 @@ class Calls:
         if watchdog.expired:
             return (no_safe_point if waited_for_model else stalled)(self.timeout)
         if isinstance(error, grpc.RpcError):
-            return from_rpc(error, self.endpoint.address)
+            return from_rpc(error, self.endpoint.address, waited=self.timeout)
         if self.closed and not _is_cancelled():
             return forked_or_closed(self._opened_in, self.endpoint.address)
         return error
@@ -185,12 +186,13 @@ class Calls:
         return self._opened
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, rpc: Rpc[Any, Any] | None = None) -> Iterator[None]:
         """Turn what grpc raises into errors of the tree."""
         try:
             yield
         except grpc.RpcError as error:
-            raise from_rpc(error, self.endpoint.address) from None
+            waited = None if rpc is None or rpc in AT_ONCE else self.timeout
+            raise from_rpc(error, self.endpoint.address, waited=waited) from None
         except asyncio.CancelledError:
             if self.closed and not _is_cancelled():
                 raise forked_or_closed(self._opened_in, self.endpoint.address) from None

@@ -1,4 +1,7 @@
-"""What can be asked of a model, asynchronously: the twin of modscope_client/model_reads.py."""
+"""What can be asked of a model, asynchronously: the twin of modscope_client/model_reads.py.
+
+What a listing has no use for is imported where it is used, so that `modscope ls` starts quickly.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,7 @@ from modscope.v1 import hook_service_pb2, model_service_pb2, parameter_service_p
 from modscope.wire import Frame
 from modscope_client import convert, requests, rpcs
 from modscope_client.aio.calls import Calls, Runner, at_once, in_a_thread
-from modscope_client.aio.subscription import Subscription
-from modscope_client.arrays import received
 from modscope_client.convert import request
-from modscope_client.safetensors_file import Writer
-from modscope_client.state_dict import ArrayTarget, Download, FileTarget, Progress, keys_of
-from modscope_client.transfer import Arrivals, forward_frames
 from modscope_client.types import (
     BufferInfo,
     HookInfo,
@@ -25,9 +23,10 @@ from modscope_client.types import (
     StateDictKeys,
     TensorDetail,
 )
-from modscope_client.values import decode
 
 if TYPE_CHECKING:
+    from modscope_client.aio.subscription import Subscription
+    from modscope_client.state_dict import ArrayTarget, FileTarget, Progress
     from modscope_client.types import Array
 
 __all__ = ["ModelReads"]
@@ -153,6 +152,8 @@ class ModelReads:
 
     async def state_dict_keys(self) -> StateDictKeys:
         """The keys of its state_dict, with dtype and shape."""
+        from modscope_client.state_dict import keys_of
+
         asked = request(state_dict_service_pb2.ListKeysRequest, model=self.name)
         batches: list[state_dict_service_pb2.ListKeysResponse] = []
         await self._calls.listing(rpcs.LIST_KEYS, asked, batches.append)
@@ -164,6 +165,8 @@ class ModelReads:
         Small arrays share blocks of at most 32 MiB. The client keeps the memory of arrays that are
         gone, up to 1 GiB, for the next state_dict.
         """
+        from modscope_client.state_dict import ArrayTarget
+
         target = ArrayTarget(self._calls.memory)
         await self._download(target, progress, at_once)
         return target.arrays
@@ -172,6 +175,9 @@ class ModelReads:
         self, file: str | os.PathLike[str], *, progress: Progress | None = None
     ) -> StateDictKeys:
         """Save its state_dict as a safetensors file, in bounded memory; a broken transfer leaves no file."""
+        from modscope_client.safetensors_file import Writer
+        from modscope_client.state_dict import FileTarget
+
         with Writer(file) as writer:
             keys = await self._download(FileTarget(writer), progress, in_a_thread)
             writer.commit()
@@ -183,6 +189,9 @@ class ModelReads:
         mode: "eval", "train" or "current". Afterwards every flag, buffer and random state is as before.
         Raises InvalidArgument (FORWARD_RAISED) with the model's message where it raised.
         """
+        from modscope_client.transfer import Arrivals, forward_frames
+        from modscope_client.values import decode
+
         first, tensors = requests.forward(self.name, args, kwargs, mode)
         came: Arrivals[model_service_pb2.ForwardResponse] = Arrivals()
         await self._calls.exchange(rpcs.FORWARD, forward_frames(first, tensors), came.take)
@@ -204,6 +213,8 @@ class ModelReads:
         every: only steps whose number is a multiple of it. overflow: drop_oldest or drop_newest, where
         more than `queue` events wait.
         """
+        from modscope_client.aio.subscription import Subscription
+
         asked = requests.watch(self.name, glob, type, hooks, payload, every, overflow, queue)
         return Subscription(self._calls, asked)
 
@@ -213,15 +224,19 @@ class ModelReads:
         return [convert.hook_info(hook) for hook in (await self._calls.unary(rpcs.LIST_HOOKS, asked)).hooks]
 
     async def _read_one(self, path: str, what: str) -> tuple[Array, int]:
+        from modscope_client.arrays import received
+
         asked = request(parameter_service_pb2.ReadTensorRequest, model=self.name, path=path, what=what)
         answer = await self._calls.unary(rpcs.READ_TENSOR, asked)
         head, data = answer.header, answer.data
         if head.too_large:
             found, step = await self._read_all([path], what)
             return found[path], step
-        return received(*convert.spec(head.spec), data), head.step
+        return received(head.spec, data), head.step
 
     async def _read_all(self, paths: list[str], what: str) -> tuple[dict[str, Array], int]:
+        from modscope_client.transfer import Arrivals
+
         asked = request(parameter_service_pb2.ReadTensorsRequest, model=self.name, paths=paths, what=what)
         came: Arrivals[parameter_service_pb2.ReadTensorsResponse] = Arrivals()
         await self._calls.download(rpcs.READ_TENSORS, asked, at_once(came.take))
@@ -230,6 +245,8 @@ class ModelReads:
     async def _download(
         self, target: ArrayTarget | FileTarget, progress: Progress | None, run: Runner
     ) -> StateDictKeys:
+        from modscope_client.state_dict import Download
+
         download = Download(target, None)
         store = run(download.take)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy
 import torch
 from torch.nn.parameter import is_lazy
@@ -48,6 +50,7 @@ _SUBCLASSES: dict[str, str] = {
 """Names of subclasses, which are told apart without importing them -> why they cannot be read."""
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_FEW_BYTES = 1 << 16
 
 
 def dtype_name(t: torch.Tensor) -> str:
@@ -179,7 +182,14 @@ def _hint_for(reason: str) -> str:
 
 
 def to_data(t: torch.Tensor) -> TensorData:
-    """The tensor as dtype name, shape and bytes; copied once, by `snapshot`. Raises NotMaterialized."""
+    """The tensor as dtype name, shape and bytes; copied once, by `snapshot`. Raises NotMaterialized.
+
+    A few bytes are copied without torch, whose operations cost microseconds each; the GIL is held for
+    about as many.
+    """
+    if not unreadable_reason(t) and _is_simple(t) and t.nbytes <= _FEW_BYTES:
+        raw = ctypes.string_at(t.data_ptr(), t.nbytes)
+        return TensorData(dtype_name(t), tuple(t.shape), raw)
     data = byte_view(snapshot(t))
     with torch._C.DisableTorchFunctionSubclass():
         return TensorData(dtype_name(t), tuple(t.shape), data)

@@ -17,6 +17,7 @@ import torch
 from modscope.tensor import CHUNK_BYTES, TensorData
 from modscope_server.errors import LimitExceeded, NotMaterialized
 from modscope_server.inspection.tensors import byte_view, dtype_name, nbytes, snapshot, unreadable_reason
+from modscope_server.runtime.memory import HostMemory
 from modscope_server.runtime.safepoint import Caller, Cancelled, Kind, SafePoint
 
 __all__ = ["Budget", "Chunk", "StagedEntry", "StagedRead"]
@@ -31,6 +32,7 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.memory = HostMemory()
         self._mutex = threading.Lock()
 
     def take(self, size: int) -> None:
@@ -149,7 +151,8 @@ class StagedRead:
         return self.entries[-1].offset + self.entries[-1].size if self.entries else 0
 
     def _free(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        memory, self._memory = self._memory, torch.empty(0, dtype=torch.uint8)
+        self._budget.memory.give(memory)
         self._budget.give(self._reserved)
         self._reserved = 0
 
@@ -200,7 +203,7 @@ class StagedRead:
             return
         self._budget.take(size - self._reserved)
         self._reserved = size
-        self._memory = _host_memory(size)
+        self._memory = self._budget.memory.take(size)
         if touch:
             self._memory[:: mmap.PAGESIZE].zero_()
 
@@ -220,15 +223,6 @@ def _layout(tensors: Sequence[tuple[str, torch.Tensor]]) -> list[StagedEntry]:
         entries.append(StagedEntry(key, dtype_name(tensor), tuple(tensor.shape), offset, size))
         offset += -(-size // _ALIGNMENT) * _ALIGNMENT
     return entries
-
-
-def _host_memory(size: int) -> torch.Tensor:
-    """Fresh memory, in huge pages where the system has them: they are mapped in far fewer faults."""
-    # Private, because what is shared (Python's default) gets huge pages on hardly any system.
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def _copy_into(target: torch.Tensor, tensor: torch.Tensor, piece: int) -> Iterator[int]:

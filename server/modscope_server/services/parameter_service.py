@@ -108,7 +108,7 @@ class ParameterServicer:
 
         def copy() -> tuple[tensor_pb2.TensorSpec, TensorData | None]:
             tensor = _tensor(registered, request.path, request.what)
-            if not unreadable_reason(tensor) and nbytes(tensor) > CHUNK_BYTES:
+            if nbytes(tensor) > CHUNK_BYTES and not unreadable_reason(tensor):
                 return wire.spec_of(dtype_name(tensor), shape_of(tensor), nbytes(tensor)), None
             data = to_data(tensor)
             return wire.spec_of(data.dtype, data.shape, len(data.data)), data
