@@ -6,6 +6,7 @@ python -m benchmarks.peers SOCKET [BYTES]
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -78,8 +79,29 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 def main() -> None:
-    """Serves until standard input ends."""
-    socket, size = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    """Serves, or reads whenever it is told to, until standard input ends."""
+    role, where, size = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    if role == "serve":
+        _serve(where, size)
+    else:
+        _read(where, size)
+
+
+def _read(address: str, size: int) -> None:
+    stream = Stream(address, size)
+
+    def read() -> float:
+        began = time.perf_counter()
+        received = stream.read()
+        taken = time.perf_counter() - began
+        assert received == size
+        return taken
+
+    answer({}, {"read": read})
+    stream.close()
+
+
+def _serve(socket: str, size: int) -> None:
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((_Handlers(size),))
     server.add_insecure_port(f"unix:{socket}")

@@ -25,7 +25,7 @@ def run(quick: bool) -> list[Row]:
     with (
         workplace() as place,
         Child("benchmarks.models", "digits") as server,
-        Child("benchmarks.peers", str(place / "raw.sock")) as raw,
+        Child("benchmarks.peers", "serve", str(place / "raw.sock")) as raw,
         connect(server.hello["address"], token=server.hello["token"]) as client,
     ):
         model = client.model()

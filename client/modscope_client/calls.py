@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import grpc
-
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, ModscopeError, from_rpc, no_safe_point, stalled
 from modscope_client.memory import Memory, keep_message_blocks
 from modscope_client.rpcs import AT_ONCE, Rpc
+from modscope_client.transport import grpc
 
 __all__ = ["Calls", "Origin", "Stream"]
 

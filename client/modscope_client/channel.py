@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
-
 from modscope_client.address import Address, parse_address
 from modscope_client.discovery import locate
 from modscope_client.errors import FailedPrecondition, InvalidArgument, Unavailable
 from modscope_client.rpcs import READS
+from modscope_client.transport import grpc
 
 __all__ = [
     "BULK_BYTES",

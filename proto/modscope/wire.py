@@ -9,7 +9,8 @@ form is the serialised rest, then tag, length and payload. `Frame` keeps the two
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -33,7 +34,8 @@ class _Message(Protocol):
 M = TypeVar("M", bound=_Message)
 
 
-class Frame(NamedTuple, Generic[M]):
+@dataclass(slots=True)
+class Frame(Generic[M]):
     """A message and its bulk bytes."""
 
     header: M
@@ -44,7 +46,7 @@ class Frame(NamedTuple, Generic[M]):
 
 def encode(frame: Frame[M]) -> bytes:
     """The frame's wire bytes, joined with one copy of the payload."""
-    header, data = frame
+    header, data = frame.header, frame.data
     size = data.nbytes if isinstance(data, memoryview) else len(data)
     if not size:
         return header.SerializeToString()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -164,7 +163,7 @@ def test_a_hundred_thousand_modules_take_little_more_than_their_records() -> Non
     records = module_records(root)
     assert len(records) > 100_000
     assert records[0].parameters == 2 * sum(record.type == "Linear" for record in records)
-    columns = [[getattr(record, field.name) for record in records] for field in fields(ModuleRecord)]
+    columns = [[getattr(record, name) for record in records] for name in ModuleRecord._fields]
 
     def seconds(work: Any) -> float:
         start = time.thread_time()

@@ -9,13 +9,12 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-import grpc
-
 from modscope_client import calls
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, from_rpc, no_safe_point, stalled
 from modscope_client.memory import Memory, keep_message_blocks
 from modscope_client.rpcs import AT_ONCE, Rpc
+from modscope_client.transport import grpc
 
 __all__ = ["Calls", "Runner", "Stream", "at_once", "in_a_thread"]
 

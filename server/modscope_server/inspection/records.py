@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -43,9 +44,8 @@ class LocatedTensor:
     """Other paths of the same tensor; not looked up by `find_tensor`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleRecord:
-    """A module as nn.Module.named_modules gives it."""
+class ModuleRecord(NamedTuple):
+    """A module as nn.Module.named_modules gives it; a tuple, since models of 100,000 modules are listed."""
 
     path: str
     """Dotted path from the root, wrapper prefixes left out; the root is ""."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from torch import nn
 
@@ -231,6 +230,6 @@ def _placed(record: ModuleRecord, slot: Place) -> ModuleRecord:
         return record
     others = tuple(path for path in (record.path, *record.aliases) if path != slot.path)
     name = slot.path.rpartition(".")[2]
-    return replace(
-        record, path=slot.path, name=name, raw_path=slot.raw_path, wrappers=slot.wrappers, aliases=others
+    return record._replace(
+        path=slot.path, name=name, raw_path=slot.raw_path, wrappers=slot.wrappers, aliases=others
     )

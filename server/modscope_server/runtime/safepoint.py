@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -46,7 +47,8 @@ class Cancelled(Protocol):
     def is_set(self) -> bool: ...
 
 
-class Answer(NamedTuple, Generic[T]):
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
     """What a request gave, and the step at which it holds."""
 
     value: T

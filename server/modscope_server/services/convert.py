@@ -81,24 +81,44 @@ def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
     return timestamp_pb2.Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
 
 
-def module_info(record: ModuleRecord, text: str | None = None) -> model_pb2.ModuleInfo:
-    """A module; `text` is its repr, where it was asked for."""
-    message = model_pb2.ModuleInfo(
-        path=record.path,
-        name=record.name,
-        type=record.type,
-        qualified_type=record.qualified_type,
-        training=record.training,
-        children=record.children,
-        parameters=record.parameters,
-        trainable_parameters=record.trainable_parameters,
-        raw_path=record.raw_path,
-    )
-    # An empty repeated field costs as much as a full one when it is given to the constructor.
-    if record.aliases:
-        message.aliases.extend(record.aliases)
-    if record.wrappers:
-        message.wrappers.extend(record.wrappers)
+def module_info(
+    record: ModuleRecord, text: str | None = None, into: model_pb2.ModuleInfo | None = None
+) -> model_pb2.ModuleInfo:
+    """A module; `text` is its repr, where it was asked for. Written `into` a message where one is given.
+
+    Fields are set one by one, and only where they differ from what an empty message says: that takes
+    a third of what the constructor takes, and 100,000 modules are listed.
+    """
+    message = model_pb2.ModuleInfo() if into is None else into
+    (
+        path,
+        name,
+        type,
+        qualified_type,
+        training,
+        children,
+        parameters,
+        trainable,
+        aliases,
+        raw_path,
+        wrappers,
+    ) = record
+    message.path = path
+    message.name = name
+    message.type = type
+    message.qualified_type = qualified_type
+    message.raw_path = raw_path
+    if training:
+        message.training = True
+    if children:
+        message.children = children
+    if parameters:
+        message.parameters = parameters
+        message.trainable_parameters = trainable
+    if aliases:
+        message.aliases.extend(aliases)
+    if wrappers:
+        message.wrappers.extend(wrappers)
     if text is not None:
         message.repr = text
     return message

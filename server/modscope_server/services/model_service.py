@@ -75,7 +75,10 @@ class ModelServicer:
 
         answer = self._serving.safepoint.peek(select)
         for batch in batches(answer.value):
-            yield messages.ListModulesResponse(modules=map(convert.module_info, batch), step=answer.step)
+            response = messages.ListModulesResponse(step=answer.step)
+            for record in batch:
+                convert.module_info(record, into=response.modules.add())
+            yield response
 
     def get_module(self, request: messages.GetModuleRequest, call: Call) -> messages.GetModuleResponse:
         """One module, its repr included."""
@@ -137,11 +140,11 @@ class ModelServicer:
 
 def _receive(requests: Iterator[Frame[messages.ForwardRequest]], uploads: Uploads, expected: int) -> None:
     """Take in the tensors of a forward call."""
-    for header, data in requests:
-        if header.HasField("tensor"):
+    for frame in requests:
+        if frame.header.HasField("tensor"):
             name = f"tensor {uploads.count}"
-            uploads.begin(name, *convert.spec_from(header.tensor.spec, "tensor.spec"))
-        uploads.feed(data)
+            uploads.begin(name, *convert.spec_from(frame.header.tensor.spec, "tensor.spec"))
+        uploads.feed(frame.data)
     if uploads.count != expected:
         raise BadRequest(
             f"the first message announces {expected} tensors, and {uploads.count} came",

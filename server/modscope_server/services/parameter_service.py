@@ -143,7 +143,8 @@ class ParameterServicer:
     ) -> messages.WriteTensorResponse:
         """Take in a tensor, check it, then copy it into its target at a safe point."""
         with Uploads(self._serving.budget) as uploads:
-            first, data = next(requests, Frame(messages.WriteTensorRequest()))
+            opening = next(requests, Frame(messages.WriteTensorRequest()))
+            first, data = opening.header, opening.data
             registered = self._serving.registry.get(first.model)
             target = self._serving.safepoint.peek(lambda: find_tensor(registered.root, first.path)).value
             fill = convert.scalar(first.fill, "fill") if first.HasField("fill") else None

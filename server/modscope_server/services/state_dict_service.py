@@ -67,7 +67,8 @@ class StateDictServicer:
     ) -> messages.UploadResponse:
         """Check what is announced, take it in, then load all of it at one safe point, or nothing."""
         with Uploads(self._serving.budget) as uploads:
-            first, data = next(requests, Frame(messages.UploadRequest()))
+            opening = next(requests, Frame(messages.UploadRequest()))
+            first, data = opening.header, opening.data
             registered = self._serving.registry.get(first.model)
             root, strict = registered.root, not first.lenient
             specs = [
@@ -113,7 +114,7 @@ def _receive(
         following = next(requests, None)
         if following is None:
             break
-        header, data = following
+        header, data = following.header, following.data
     if uploads.count != len(specs):
         raise BadRequest(
             f"{len(specs)} tensors are announced, and {uploads.count} came",
