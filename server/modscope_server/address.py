@@ -58,7 +58,7 @@ def parse_address(text: str) -> UnixAddress | TcpAddress:
     bracketed = host.startswith("[") and host.endswith("]")
     if not separator or not host or (":" in host and not bracketed) or "/" in host:
         raise _refusal(text, "it is neither a Unix socket nor host:port", _FORMS)
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise _refusal(text, f"{port!r} is no port", _FORMS)
     return TcpAddress(host[1:-1] if bracketed else host, int(port))
 

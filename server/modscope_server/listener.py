@@ -125,10 +125,14 @@ def _answers(path: str) -> bool:
     except OSError:
         return False
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
         try:
             probe.connect(path)
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:
+            # Such as a listener that is too busy to take one more.
+            return True
         return True
 
 

@@ -27,6 +27,7 @@ __all__ = ["Server"]
 _MESSAGE_BYTES = 8 << 20
 _WAITING_CALLS = 256
 _DRAIN_SECONDS = 1.0
+_GRACE_SECONDS = 0.5
 _STOP_SECONDS = 2.0
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -83,7 +84,12 @@ class Server:
 
     def _stop_when_wanted(self) -> None:
         self._stop_wanted.wait()
-        self._grpc.stop(None)
+        try:
+            # With a grace, clients are told in order that the server goes; without one, that it failed.
+            self._grpc.stop(_GRACE_SECONDS).wait()
+        except RuntimeError:
+            # gRPC starts a thread for the grace, and from Python 3.12 none can be started at exit.
+            self._grpc.stop(None)
         self._pool.shutdown()
         self._stopped.set()
 

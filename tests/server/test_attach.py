@@ -159,6 +159,21 @@ def test_a_socket_that_a_stranger_serves_is_not_taken(model: nn.Module, short: P
         assert rpc.GetModel().model.name == "model"
 
 
+def test_a_socket_whose_listener_takes_nobody_in_is_not_taken(model: nn.Module, short: Path) -> None:
+    path = str(short / "a.sock")
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(path)
+        stranger.listen(0)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(path)
+        with pytest.raises(ConfigurationError, match="is in use"):
+            modscope_server.attach(model, address=f"unix:{path}")
+        for one in waiting:
+            one.close()
+
+
 def test_a_file_at_the_address_is_left_alone(model: nn.Module, short: Path) -> None:
     (short / "a.sock").write_text("precious")
     with pytest.raises(ConfigurationError, match="is in use"):

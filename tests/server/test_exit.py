@@ -27,6 +27,12 @@ ENDINGS = {
     "at its end": ("", 0, ""),
     "by an error": ("raise ValueError('loss is nan')", 1, "ValueError: loss is nan"),
     "by an interrupt": ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
+    # From Python 3.12 no thread can be started while the interpreter exits.
+    "without new threads": (
+        "def refuse(self): raise RuntimeError('no new thread at exit')\n    threading.Thread.start = refuse",
+        0,
+        "",
+    ),
     "closed by hand": ("scope.close(); scope.close()", 0, ""),
 }
 

@@ -194,3 +194,14 @@ def test_the_operator_is_named_in_what_it_did(scope: modscope_server.Scope) -> N
     assert (first.outcome, list(first.paths), first.model) == ("applied", ["bias"], "model")
     assert not first.before
     assert not first.undone
+
+
+@pytest.mark.parametrize(
+    "caller", ["", "boot", "boot/1", "boot/x/1", "boot/1/" + "9" * 5000, "///", "boot/1/2/3"]
+)
+def test_a_caller_that_names_no_thread_is_served_like_any_other(
+    scope: modscope_server.Scope, caller: str
+) -> None:
+    with Rpc(scope.address, scope.token) as rpc:
+        rpc.metadata.append(("modscope-caller", caller))
+        assert rpc.ReadTensor(path="bias").spec.byte_size == 8

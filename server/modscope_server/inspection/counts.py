@@ -41,13 +41,15 @@ def _subtree_counts(walked: Walk) -> tuple[list[int], list[int]]:
     closures: dict[int, list[torch.Tensor]] = {}
     last: dict[int, int] = {}
     kept: list[torch.Tensor] = []
-    for position, visit in enumerate(walked.visits):
-        if not visit.first:
+    for position, (_, _, module, _, _, first, _) in enumerate(walked.visits):
+        if not first:
             continue
-        own = [t for _, t in tensors(visit.module, "_parameters")]
-        if position in links:
-            for shared in links[position]:
-                own += _closure(shared, closures)
+        shared = links.get(position)
+        if shared is None and module.__dict__.get("_parameters") == {}:
+            continue
+        own = [t for _, t in tensors(module, "_parameters")]
+        for below in shared or ():
+            own += _closure(below, closures)
         for t in own:
             key = id(t)
             before = last.get(key)
@@ -55,8 +57,8 @@ def _subtree_counts(walked: Walk) -> tuple[list[int], list[int]]:
                 continue
             last[key] = position
             count = numel_of(t)
-            counted = count if t.requires_grad else 0
             elements[position] += count
+            counted = count if t.requires_grad else 0
             trainable[position] += counted
             if before is None:
                 kept.append(t)

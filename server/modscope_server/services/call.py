@@ -56,6 +56,7 @@ def _caller(value: str | bytes) -> Caller | None:
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
     boot_id, _, thread = text.partition("/")
     pid, _, native_id = thread.partition("/")
-    if not (boot_id and pid.isdecimal() and native_id.isdecimal()):
+    numbers = (pid, native_id)
+    if not boot_id or not all(number.isdecimal() and len(number) < 20 for number in numbers):
         return None
     return Caller(boot_id, int(pid), int(native_id))
