@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -12,54 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from modscope_server.errors import (
-    BadRequest,
     DtypeMismatch,
     KeysMismatch,
-    ModscopeServerError,
     NotFinite,
-    NotMaterialized,
     ShapeMismatch,
     UnknownDtype,
 )
 from modscope_server.inspection.backup import same_bits
-from modscope_server.inspection.state_dict import LoadPlan, Spec, apply_load, check_load, entries
-from modscope_server.inspection.tensors import dtype_name
+from modscope_server.inspection.state_dict import check_load, entries
 from tests.models import MLP, WRAPPED, ZOO, Entry
+from tests.server.state_dict_support import copies, load, other_values, same_states, specs_of
 
 READABLE = [entry for entry in ZOO.values() if entry.name not in ("lazy", "meta")]
-
-
-def specs_of(state: Mapping[str, Tensor]) -> list[Spec]:
-    return [(key, dtype_name(tensor), tuple(tensor.shape)) for key, tensor in state.items()]
-
-
-def load(root: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> tuple[list[str], list[str]]:
-    plan = check_load(root, specs_of(state), strict)
-    missing, unexpected = apply_load(root, state, strict, plan)
-    if not plan.custom:
-        assert list(plan.missing) == missing
-        assert sorted(plan.unexpected) == sorted(unexpected)
-    return missing, unexpected
-
-
-def copies(root: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in entries(root)[0]}
-
-
-def other_values(root: nn.Module) -> dict[str, Tensor]:
-    """A state_dict of the same keys with other bits."""
-    state = copies(root)
-    for tensor in state.values():
-        if tensor.dtype is torch.bool:
-            tensor.logical_not_()
-        elif tensor.numel():
-            raw = tensor.view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
-            raw.bitwise_xor_(1)
-    return state
-
-
-def same_states(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    return list(left) == list(right) and all(same_bits(left[key], right[key]) for key in left)
 
 
 def live_tensors(root: nn.Module) -> list[Tensor]:
@@ -317,89 +280,3 @@ def test_versions_are_the_models_own() -> None:
     model = Versioned(1, 1)
     load(model, other_values(model))
     assert seen == [3]
-
-
-@pytest.mark.parametrize("name", ["lazy", "meta"])
-def test_targets_without_memory_are_refused(name: str) -> None:
-    model = ZOO[name].build()
-    specs = [(key, "float32", (1,)) for key in model.state_dict()]
-    with pytest.raises(NotMaterialized, match=name):
-        check_load(model, specs, strict=False)
-
-
-def test_targets_that_share_memory_with_themselves_are_refused() -> None:
-    model = nn.Module()
-    model.register_buffer("wide", torch.zeros(1).expand(3))
-    with pytest.raises(NotMaterialized, match="share memory"):
-        check_load(model, [("wide", "float32", (3,))])
-    model.register_buffer("wide", torch.zeros(3).expand(1, 3))
-    load(model, {"wide": torch.ones(1, 3)})
-    assert model.get_buffer("wide").tolist() == [[1, 1, 1]]
-
-
-def test_a_key_sent_twice_is_refused() -> None:
-    with pytest.raises(BadRequest, match=r"more than once: w1\.bias"):
-        check_load(MLP(), [("w1.bias", "float32", (3,))] * 2, strict=False)
-
-
-def test_a_plan_that_no_longer_holds_is_made_anew() -> None:
-    model = MLP()
-    state = other_values(model)
-    plan = check_load(model, specs_of(state))
-    model.w4 = nn.Linear(1, 1)
-    before = copies(model)
-    with pytest.raises(KeysMismatch, match=r"2 missing: w4\.weight, w4\.bias"):
-        apply_load(model, state, True, plan)
-    assert same_states(copies(model), before)
-    assert apply_load(model, state, False, plan) == (["w4.weight", "w4.bias"], [])
-    del model.w4
-    model.w1 = nn.Linear(5, 4)
-    with pytest.raises(ShapeMismatch, match=r"w1\.weight is \[4, 5\]"):
-        apply_load(model, state, True, plan)
-    del state["w2.bias"]
-    model.w1 = nn.Linear(1, 3)
-    with pytest.raises(KeysMismatch, match=r"w2\.bias"):
-        apply_load(model, state, True, plan)
-
-
-def test_the_optimizer_goes_on_with_what_was_loaded() -> None:
-    model = MLP()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    load(model, other_values(model))
-    before = copies(model)
-    model(torch.ones(2, 1)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(model.w3.bias, before["w3.bias"])
-    assert model.w1.weight.requires_grad
-
-
-def test_inference_tensors_load() -> None:
-    with torch.inference_mode():
-        model = MLP()
-    state = other_values(model)
-    load(model, state)
-    assert same_states(copies(model), state)
-
-
-def test_a_models_own_load_state_dict_is_used() -> None:
-    class Own(MLP):
-        calls = 0
-
-        def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-            self.calls += 1
-            super().load_state_dict(OrderedDict(state_dict), strict, assign)
-
-    model = Own()
-    state = other_values(model)
-    assert load(model, state) == ([], [])
-    assert model.calls == 1
-    assert same_states(copies(model), state)
-
-
-def test_errors_are_ours_and_have_hints() -> None:
-    model = MLP()
-    for state in ({"w9": torch.ones(1)}, {"w1.weight": torch.ones(2)}, {"w1.weight": torch.ones(3, 1) * 1j}):
-        with pytest.raises(ModscopeServerError) as caught:
-            load(model, copies(model) | state)
-        assert caught.value.hint
-    assert isinstance(check_load(model, specs_of(copies(model))), LoadPlan)
