@@ -22,18 +22,16 @@ IDLE_AFTER = 1.0
 class PendingForward:
     """A grad-enabled forward whose backward has not begun.
 
-    It is kept alive by the autograd graph alone, as a hook on the outputs: when the graph dies
-    unused, so does this.
+    It is kept alive by the autograd graph alone, as a pre-hook of the nodes that made the outputs:
+    when the graph dies unused, so does this. A hook on the tensors would cost four times as much.
     """
 
     __slots__ = ("__weakref__", "reached")
 
-    __torch_unserializable__ = True
-
     def __init__(self) -> None:
         self.reached = False
 
-    def __call__(self, grad: torch.Tensor) -> None:
+    def __call__(self, gradients: tuple[torch.Tensor, ...]) -> None:
         self.reached = True
 
 
@@ -139,7 +137,7 @@ def _waits(pending: weakref.ref[PendingForward]) -> bool:
 def _hook_tensors(value: object, hook: PendingForward, depth: int = 0) -> bool:
     if isinstance(value, torch.Tensor):
         if value.requires_grad and value.grad_fn is not None:
-            value.register_hook(hook)  # type: ignore[no-untyped-call]
+            value.grad_fn.register_prehook(hook)
             return True
         return False
     if depth > 8:

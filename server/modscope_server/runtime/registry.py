@@ -39,6 +39,7 @@ class Registry:
     def __init__(self, models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer] = ()) -> None:
         self.models = dict(models)
         self._given = list(optimizers)
+        self._given_ids = {id(optimizer) for optimizer in optimizers}
         self._found: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self._step_count: Callable[[], int] = lambda: 0
 
@@ -74,7 +75,7 @@ class Registry:
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer's steps concern these models. Remembered after the first time."""
-        if any(optimizer is given for given in self._given):
+        if id(optimizer) in self._given_ids:
             return True
         known = self._found.get(optimizer)
         if known is None:
