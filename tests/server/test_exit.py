@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,6 @@ import pytest
 from tests.server.rpc import Rpc
 from tests.server.scripts import Script, running
 from tests.server.test_fork import reader
-
-QUICK = 20.0
-"""Seconds within which the interpreter must be gone once training has ended; a hang lasts for ever."""
 
 
 def gone(script: Script) -> bool:
@@ -51,9 +47,7 @@ def test_it_ends_with_streams_open(ending: str) -> None:
     with running(body) as script, Rpc(script.address, script.token) as rpc:
         with reader(rpc.Watch()) as first, reader(rpc.Watch(glob="0")) as second:
             script.go_on()
-            begun = time.monotonic()
             code, _, err = script.end()
-            assert time.monotonic() - begun < QUICK
     assert code == expected
     lines = err.splitlines()
     assert lines[0].startswith("modscope: serving model")
@@ -108,10 +102,8 @@ def test_it_ends_while_a_reader_takes_nothing() -> None:
         with Rpc(address, token) as rpc:
             stream = rpc.Download()
             next(stream)
-            begun = time.monotonic()
             script.go_on()
             code, _, err = script.end()
-            assert time.monotonic() - begun < QUICK
     assert code == 0, err
 
 

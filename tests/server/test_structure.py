@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
-from typing import Any
 
 import pytest
 import torch
@@ -158,23 +156,12 @@ def test_a_model_too_deep_for_recursion() -> None:
     assert module_text(root, "").startswith("<Module: repr raised RecursionError")
 
 
-def test_a_hundred_thousand_modules_take_little_more_than_their_records() -> None:
+def test_a_hundred_thousand_modules_list_as_pytorch_names_them() -> None:
     root = wide(100_000)
     records = module_records(root)
     assert len(records) > 100_000
+    assert [record.path for record in records] == [path for path, _ in root.named_modules()]
     assert records[0].parameters == 2 * sum(record.type == "Linear" for record in records)
-    columns = [[getattr(record, name) for record in records] for name in ModuleRecord._fields]
-
-    def seconds(work: Any) -> float:
-        start = time.thread_time()
-        work()
-        return time.thread_time() - start
-
-    ratios = [
-        seconds(lambda: module_records(root)) / seconds(lambda: list(map(ModuleRecord, *columns)))
-        for _ in range(3)
-    ]
-    assert min(ratios) < 10
 
 
 @pytest.mark.parametrize("name", WRAPPED)
