@@ -34,6 +34,7 @@ def step(model, optimizer, x=torch.ones(2, 4)):
     optimizer.step()
 """
 SECONDS = 90.0
+"""Longest wait for a script to end; one that hangs would wait for ever."""
 
 
 @dataclass(frozen=True)

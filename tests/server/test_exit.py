@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from tests.server.rpc import Rpc
-from tests.server.scripts import Script, running
+from tests.server.scripts import SECONDS, Script, running
 from tests.server.test_fork import reader
 
 
@@ -83,7 +83,7 @@ def test_it_ends_with_calls_that_wait_for_a_step() -> None:
         script.go_on()
         code, _, err = script.end()
         for thread in threads:
-            thread.join(QUICK)
+            thread.join(SECONDS)
             assert not thread.is_alive()
     assert code == 0, err
     assert len(outcome) == 4
@@ -110,7 +110,7 @@ def test_it_ends_while_a_reader_takes_nothing() -> None:
 def test_a_killed_process_leaves_what_the_next_server_clears_away() -> None:
     with running("serve(); sys.stdin.readline()") as script:
         script.process.send_signal(signal.SIGKILL)
-        script.process.wait(QUICK)
+        script.process.wait(SECONDS)
         assert not gone(script)
     with running("serve(); sys.stdin.readline()") as other:
         assert gone(script)
