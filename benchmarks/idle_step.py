@@ -25,7 +25,7 @@ from examples.digits import DigitClassifier, digits
 
 __all__ = ["run"]
 
-_WARM_UP = 5
+_WARM_UP = 50
 
 
 def run(quick: bool) -> list[Row]:
