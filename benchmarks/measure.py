@@ -42,6 +42,8 @@ class Effort:
     """Pairs, at most."""
     seconds: float
     """No new pair is begun later than this, once the least is reached."""
+    width: float = MAX_WIDTH
+    """Width of the interval, as a share of the median, at which it is narrow enough."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def quantity(name: str, value: float, unit: str, *, bar: Bar | None, detail: str
 
 def measure(ours: Callable[[], float], peer: Callable[[], float], effort: Effort) -> Pairs:
     """Measure both in turns, the first of a pair alternating, until the interval of ours / peers is
-    at most 2 % wide or the effort is spent. The first pair warms up and is left out."""
+    narrow enough or the effort is spent. The first pair warms up and is left out."""
     pairs = Pairs([], [])
     ours(), peer()
     ends = time.monotonic() + effort.seconds
@@ -139,7 +141,7 @@ def measure(ours: Callable[[], float], peer: Callable[[], float], effort: Effort
             pairs.ours.append(ours())
             pairs.peers.append(peer())
         if len(pairs.ours) >= effort.least and (
-            time.monotonic() > ends or ratio("", pairs, bar=None, detail="").width <= MAX_WIDTH
+            time.monotonic() > ends or ratio("", pairs, bar=None, detail="").width <= effort.width
         ):
             break
     return pairs
