@@ -49,6 +49,15 @@ class Limits:
     read_share: float = 0.05
     """Share of a running loop's time that reads may take; later ones wait."""
 
+    undo_bytes: int = 2 << 30
+    """Bytes of copies that the ledger keeps so that operations can be undone; the oldest go first."""
+
+    operations: int = 10_000
+    """Operations that the ledger remembers."""
+
+    snapshot_bytes: int = 8 << 30
+    """Bytes of tensors that all snapshots in memory may hold together."""
+
     queue: int = 8192
     """Events that a watch's queue may hold; a caller can ask for fewer."""
 
@@ -59,7 +68,15 @@ class Limits:
     """Seconds after which a quiet watch sends its counters."""
 
     def __post_init__(self) -> None:
-        for name in ("streams", "staging_bytes", "queue", "queue_bytes"):
+        for name in (
+            "streams",
+            "staging_bytes",
+            "undo_bytes",
+            "operations",
+            "snapshot_bytes",
+            "queue",
+            "queue_bytes",
+        ):
             self._require(name, int, lambda value: value >= 1, "a whole number from 1")
         self._require("read_share", (int, float), lambda value: 0 < value <= 1, "a share above 0, at most 1")
         self._require("heartbeat", (int, float), lambda value: value > 0, "seconds above 0")

@@ -3,10 +3,12 @@
 ModscopeServerError
     Refusal                the caller asked for something that is not there or cannot be
         UnknownModel, UnknownPath, NoMatch
-        BadGlobError, BadRequest, UnknownScheme, UnknownDtype
+        UnknownOperation, UnknownSnapshot, UnknownLease, UnknownBreak
+        BadGlobError, BadExpression, BadRequest, UnknownScheme, UnknownDtype
         ShapeMismatch, DtypeMismatch, NotFinite, SchemeUnsuitable, ForwardRaised
     Precondition           the model is not in a state for it
         NoGrad, NotMaterialized, KeysMismatch, WouldBreakTraining
+        StaleDigest, NotUndoable, AlreadyHeld, SnapshotExists, SnapshotMismatch
     Denied                 the caller may not
         BadToken, ViewerToken, ReadOnlyServer
     Busy                   not now
@@ -19,6 +21,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AlreadyHeld",
+    "BadExpression",
     "BadGlobError",
     "BadRequest",
     "BadToken",
@@ -36,15 +40,23 @@ __all__ = [
     "NoSafePoint",
     "NotFinite",
     "NotMaterialized",
+    "NotUndoable",
     "Precondition",
     "ReadOnlyServer",
     "Refusal",
     "SchemeUnsuitable",
     "ShapeMismatch",
+    "SnapshotExists",
+    "SnapshotMismatch",
+    "StaleDigest",
+    "UnknownBreak",
     "UnknownDtype",
+    "UnknownLease",
     "UnknownModel",
+    "UnknownOperation",
     "UnknownPath",
     "UnknownScheme",
+    "UnknownSnapshot",
     "ViewerToken",
     "WouldBreakTraining",
 ]
@@ -89,10 +101,40 @@ class NoMatch(Refusal):
     reason = "NO_MATCH"
 
 
+class UnknownOperation(Refusal):
+    """The ledger has no operation of that id."""
+
+    reason = "UNKNOWN_OPERATION"
+
+
+class UnknownSnapshot(Refusal):
+    """No snapshot has that name."""
+
+    reason = "UNKNOWN_SNAPSHOT"
+
+
+class UnknownLease(Refusal):
+    """The lease has ended, or there was none."""
+
+    reason = "UNKNOWN_LEASE"
+
+
+class UnknownBreak(Refusal):
+    """No break has that id."""
+
+    reason = "UNKNOWN_BREAK"
+
+
 class BadGlobError(Refusal):
     """A pattern that is no glob."""
 
     reason = "BAD_GLOB"
+
+
+class BadExpression(Refusal):
+    """A break condition that is none."""
+
+    reason = "BAD_EXPRESSION"
 
 
 class BadRequest(Refusal):
@@ -169,6 +211,36 @@ class WouldBreakTraining(Precondition):
     """A change after which training would raise."""
 
     reason = "WOULD_BREAK_TRAINING"
+
+
+class StaleDigest(Precondition):
+    """A tensor is no longer what the caller expects."""
+
+    reason = "STALE_DIGEST"
+
+
+class NotUndoable(Precondition):
+    """An operation that cannot be undone any more."""
+
+    reason = "NOT_UNDOABLE"
+
+
+class AlreadyHeld(Precondition):
+    """An optimizer holds the parameter already."""
+
+    reason = "ALREADY_HELD"
+
+
+class SnapshotExists(Precondition):
+    """The name of the snapshot is taken."""
+
+    reason = "SNAPSHOT_EXISTS"
+
+
+class SnapshotMismatch(Precondition):
+    """A snapshot of a model or optimizer that is built differently now."""
+
+    reason = "SNAPSHOT_MISMATCH"
 
 
 class Denied(ModscopeServerError):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmodscope/v1/operation.proto\x12\x0bmodscope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x02\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05paths\x18\x04 \x03(\t\x12\x0c\n\x04step\x18\x05 \x01(\x03\x12\x0b\n\x03who\x18\x06 \x01(\t\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07outcome\x18\x08 \x01(\t\x12\x32\n\x06\x62\x65\x66ore\x18\t \x03(\x0b\x32\".modscope.v1.Operation.BeforeEntry\x12\x30\n\x05\x61\x66ter\x18\n \x03(\x0b\x32!.modscope.v1.Operation.AfterEntry\x12\x0e\n\x06undone\x18\x0b \x01(\x08\x12\r\n\x05notes\x18\x0c \x03(\t\x1a-\n\x0b\x42\x65\x66oreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nAfterEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmodscope/v1/operation.proto\x12\x0bmodscope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x03\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05paths\x18\x04 \x03(\t\x12\x0c\n\x04step\x18\x05 \x01(\x03\x12\x0b\n\x03who\x18\x06 \x01(\t\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07outcome\x18\x08 \x01(\t\x12\x32\n\x06\x62\x65\x66ore\x18\t \x03(\x0b\x32\".modscope.v1.Operation.BeforeEntry\x12\x30\n\x05\x61\x66ter\x18\n \x03(\x0b\x32!.modscope.v1.Operation.AfterEntry\x12\x0e\n\x06undone\x18\x0b \x01(\x08\x12\r\n\x05notes\x18\x0c \x03(\t\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x0e\n\x06undoes\x18\x0e \x01(\t\x12\x14\n\x0cnot_undoable\x18\x0f \x01(\t\x1a-\n\x0b\x42\x65\x66oreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nAfterEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa1\x01\n\rChangeOptions\x12:\n\x08\x65xpected\x18\x01 \x03(\x0b\x32(.modscope.v1.ChangeOptions.ExpectedEntry\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x1a/\n\rExpectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATION_BEFOREENTRY']._serialized_options = b'8\001'
   _globals['_OPERATION_AFTERENTRY']._loaded_options = None
   _globals['_OPERATION_AFTERENTRY']._serialized_options = b'8\001'
+  _globals['_CHANGEOPTIONS_EXPECTEDENTRY']._loaded_options = None
+  _globals['_CHANGEOPTIONS_EXPECTEDENTRY']._serialized_options = b'8\001'
   _globals['_OPERATION']._serialized_start=78
-  _globals['_OPERATION']._serialized_end=457
-  _globals['_OPERATION_BEFOREENTRY']._serialized_start=366
-  _globals['_OPERATION_BEFOREENTRY']._serialized_end=411
-  _globals['_OPERATION_AFTERENTRY']._serialized_start=413
-  _globals['_OPERATION_AFTERENTRY']._serialized_end=457
+  _globals['_OPERATION']._serialized_end=515
+  _globals['_OPERATION_BEFOREENTRY']._serialized_start=424
+  _globals['_OPERATION_BEFOREENTRY']._serialized_end=469
+  _globals['_OPERATION_AFTERENTRY']._serialized_start=471
+  _globals['_OPERATION_AFTERENTRY']._serialized_end=515
+  _globals['_CHANGEOPTIONS']._serialized_start=518
+  _globals['_CHANGEOPTIONS']._serialized_end=679
+  _globals['_CHANGEOPTIONS_EXPECTEDENTRY']._serialized_start=632
+  _globals['_CHANGEOPTIONS_EXPECTEDENTRY']._serialized_end=679
 # @@protoc_insertion_point(module_scope)

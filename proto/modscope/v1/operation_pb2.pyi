@@ -77,10 +77,15 @@ class Operation(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     UNDONE_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UNDOES_FIELD_NUMBER: _builtins.int
+    NOT_UNDOABLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies it on this server."""
     kind: _builtins.str
-    """Which verb: "write", "freeze", "unfreeze", "reinitialize", "load_state_dict"."""
+    """Which verb: "write", "freeze", "unfreeze", "reinitialize", "load_state_dict", "set_optimizer",
+    "add_to_optimizer", "restore_snapshot", "transaction", "undo".
+    """
     model: _builtins.str
     """Name of the model."""
     step: _builtins.int
@@ -88,9 +93,15 @@ class Operation(_message.Message):
     who: _builtins.str
     """Role of the token that asked for it, and from where."""
     outcome: _builtins.str
-    """"applied" or "dry_run"."""
+    """"applied", "dry_run", or "failed": then the model is as it was before."""
     undone: _builtins.bool
     """Whether it has been undone."""
+    request_id: _builtins.str
+    """What the caller gave as ChangeOptions.request_id."""
+    undoes: _builtins.str
+    """For an "undo": id of the operation that it undid."""
+    not_undoable: _builtins.str
+    """Why it cannot be undone any more, as far as that is known without trying; empty where it can."""
     @_builtins.property
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Paths of the tensors that it touched, or would touch in a dry run."""
@@ -101,11 +112,11 @@ class Operation(_message.Message):
 
     @_builtins.property
     def before(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Digest of each touched tensor before; empty until the ledger exists."""
+        """Digest of each touched tensor before; a tensor that cannot be read has none."""
 
     @_builtins.property
     def after(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Digest of each touched tensor after; empty until the ledger exists."""
+        """Digest of each touched tensor after; a tensor that cannot be read has none."""
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -126,11 +137,68 @@ class Operation(_message.Message):
         after: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         undone: _builtins.bool = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+        undoes: _builtins.str = ...,
+        not_undoable: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "id", b"id", "kind", b"kind", "model", b"model", "notes", b"notes", "outcome", b"outcome", "paths", b"paths", "step", b"step", "time", b"time", "undone", b"undone", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "id", b"id", "kind", b"kind", "model", b"model", "not_undoable", b"not_undoable", "notes", b"notes", "outcome", b"outcome", "paths", b"paths", "request_id", b"request_id", "step", b"step", "time", b"time", "undoes", b"undoes", "undone", b"undone", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class ChangeOptions(_message.Message):
+    """What a mutating call may ask beyond its own arguments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ExpectedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Whether to check everything and tell what would be done, and do nothing."""
+    request_id: _builtins.str
+    """Chosen by the caller. A later call with the same one changes nothing and gives the operation of
+    the first, so that a retried call is applied once. At most 128 characters.
+    """
+    @_builtins.property
+    def expected(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Path -> the digest that this tensor must have when the change takes effect; else STALE_DIGEST."""
+
+    def __init__(
+        self,
+        *,
+        expected: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        dry_run: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "expected", b"expected", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeOptions: _TypeAlias = ChangeOptions  # noqa: Y015

@@ -363,6 +363,7 @@ class WriteTensorRequest(_message.Message):
     FILL_FIELD_NUMBER: _builtins.int
     CAST_FIELD_NUMBER: _builtins.int
     ALLOW_NON_FINITE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """First message: name of the model."""
@@ -382,6 +383,10 @@ class WriteTensorRequest(_message.Message):
     def fill(self) -> _tensor_pb2.Scalar:
         """First message: one number for every element instead of bytes; takes the target's dtype."""
 
+    @_builtins.property
+    def options(self) -> _operation_pb2.ChangeOptions:
+        """First message: preconditions, dry run, request id."""
+
     def __init__(
         self,
         *,
@@ -391,11 +396,12 @@ class WriteTensorRequest(_message.Message):
         fill: _tensor_pb2.Scalar | None = ...,
         cast: _builtins.bool = ...,
         allow_non_finite: _builtins.bool = ...,
+        options: _operation_pb2.ChangeOptions | None = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fill", b"fill", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fill", b"fill", "options", b"options", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_non_finite", b"allow_non_finite", "cast", b"cast", "data", b"data", "fill", b"fill", "model", b"model", "path", b"path", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_non_finite", b"allow_non_finite", "cast", b"cast", "data", b"data", "fill", b"fill", "model", b"model", "options", b"options", "path", b"path", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +441,8 @@ class FreezeRequest(_message.Message):
     GLOB_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    NORM_STATS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     glob: _builtins.str
@@ -443,6 +451,12 @@ class FreezeRequest(_message.Message):
     """Class of the module that owns the parameter, by isinstance; empty means any."""
     force: _builtins.bool
     """Whether to freeze even where nothing would be left to train."""
+    norm_stats: _builtins.bool
+    """Whether to freeze the running statistics of the normalisation layers that own them, too."""
+    @_builtins.property
+    def options(self) -> _operation_pb2.ChangeOptions:
+        """Preconditions, dry run, request id."""
+
     def __init__(
         self,
         *,
@@ -450,10 +464,12 @@ class FreezeRequest(_message.Message):
         glob: _builtins.str = ...,
         type: _builtins.str = ...,
         force: _builtins.bool = ...,
+        options: _operation_pb2.ChangeOptions | None = ...,
+        norm_stats: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "glob", b"glob", "model", b"model", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "glob", b"glob", "model", b"model", "norm_stats", b"norm_stats", "options", b"options", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -492,22 +508,28 @@ class UnfreezeRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     GLOB_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     glob: _builtins.str
     """Glob on the parameter path, or the path of a module, which selects all under it; empty means "*"."""
     type: _builtins.str
     """Class of the module that owns the parameter, by isinstance; empty means any."""
+    @_builtins.property
+    def options(self) -> _operation_pb2.ChangeOptions:
+        """Preconditions, dry run, request id."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         glob: _builtins.str = ...,
         type: _builtins.str = ...,
+        options: _operation_pb2.ChangeOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["glob", b"glob", "model", b"model", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["glob", b"glob", "model", b"model", "options", b"options", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -573,6 +595,7 @@ class ReinitializeRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     KEEP_OPTIMIZER_STATE_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     glob: _builtins.str
@@ -588,10 +611,14 @@ class ReinitializeRequest(_message.Message):
     keep_optimizer_state: _builtins.bool
     """Whether to keep the optimizer's state of what it touches."""
     dry_run: _builtins.bool
-    """Whether to tell what would be done, and do nothing."""
+    """Whether to tell what would be done, and do nothing; the same as options.dry_run."""
     @_builtins.property
     def arguments(self) -> _containers.MessageMap[_builtins.str, _tensor_pb2.Scalar]:
         """Arguments of the scheme, such as std."""
+
+    @_builtins.property
+    def options(self) -> _operation_pb2.ChangeOptions:
+        """Preconditions, dry run, request id."""
 
     def __init__(
         self,
@@ -605,10 +632,11 @@ class ReinitializeRequest(_message.Message):
         seed: _builtins.int | None = ...,
         keep_optimizer_state: _builtins.bool = ...,
         dry_run: _builtins.bool = ...,
+        options: _operation_pb2.ChangeOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "_parameter", b"_parameter", "_seed", b"_seed", "glob", b"glob", "parameter", b"parameter", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "_parameter", b"_parameter", "_seed", b"_seed", "glob", b"glob", "options", b"options", "parameter", b"parameter", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "_parameter", b"_parameter", "_seed", b"_seed", "arguments", b"arguments", "dry_run", b"dry_run", "glob", b"glob", "keep_optimizer_state", b"keep_optimizer_state", "model", b"model", "parameter", b"parameter", "scheme", b"scheme", "seed", b"seed", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "_parameter", b"_parameter", "_seed", b"_seed", "arguments", b"arguments", "dry_run", b"dry_run", "glob", b"glob", "keep_optimizer_state", b"keep_optimizer_state", "model", b"model", "options", b"options", "parameter", b"parameter", "scheme", b"scheme", "seed", b"seed", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__glob: _TypeAlias = _typing.Literal["glob"]  # noqa: Y015
     _WhichOneofArgType__glob: _TypeAlias = _typing.Literal["_glob", b"_glob"]  # noqa: Y015

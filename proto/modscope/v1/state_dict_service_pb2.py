@@ -26,7 +26,7 @@ from modscope.v1 import operation_pb2 as modscope_dot_v1_dot_operation__pb2
 from modscope.v1 import tensor_pb2 as modscope_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$modscope/v1/state_dict_service.proto\x12\x0bmodscope.v1\x1a\x1bmodscope/v1/operation.proto\x1a\x18modscope/v1/tensor.proto\" \n\x0fListKeysRequest\x12\r\n\x05model\x18\x01 \x01(\t\"a\n\x10ListKeysResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.modscope.v1.TensorHeader\x12\x13\n\x0bnot_carried\x18\x02 \x03(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\" \n\x0f\x44ownloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8f\x01\n\x10\x44ownloadResponse\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12*\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x19.modscope.v1.TensorHeader\x12\x13\n\x0bnot_carried\x18\x03 \x03(\t\x12\x13\n\x06\x62\x65gins\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\t\n\x07_begins\"\x89\x01\n\rUploadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x19.modscope.v1.TensorHeader\x12\x0f\n\x07lenient\x18\x03 \x01(\x08\x12\x13\n\x06\x62\x65gins\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\t\n\x07_begins\"j\n\x0eUploadResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.modscope.v1.Operation\x12\x14\n\x0cmissing_keys\x18\x02 \x03(\t\x12\x17\n\x0funexpected_keys\x18\x03 \x03(\t2\xed\x01\n\x10StateDictService\x12I\n\x08ListKeys\x12\x1c.modscope.v1.ListKeysRequest\x1a\x1d.modscope.v1.ListKeysResponse0\x01\x12I\n\x08\x44ownload\x12\x1c.modscope.v1.DownloadRequest\x1a\x1d.modscope.v1.DownloadResponse0\x01\x12\x43\n\x06Upload\x12\x1a.modscope.v1.UploadRequest\x1a\x1b.modscope.v1.UploadResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$modscope/v1/state_dict_service.proto\x12\x0bmodscope.v1\x1a\x1bmodscope/v1/operation.proto\x1a\x18modscope/v1/tensor.proto\" \n\x0fListKeysRequest\x12\r\n\x05model\x18\x01 \x01(\t\"a\n\x10ListKeysResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.modscope.v1.TensorHeader\x12\x13\n\x0bnot_carried\x18\x02 \x03(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\" \n\x0f\x44ownloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8f\x01\n\x10\x44ownloadResponse\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12*\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x19.modscope.v1.TensorHeader\x12\x13\n\x0bnot_carried\x18\x03 \x03(\t\x12\x13\n\x06\x62\x65gins\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\t\n\x07_begins\"\xb6\x01\n\rUploadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x19.modscope.v1.TensorHeader\x12\x0f\n\x07lenient\x18\x03 \x01(\x08\x12\x13\n\x06\x62\x65gins\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12+\n\x07options\x18\x05 \x01(\x0b\x32\x1a.modscope.v1.ChangeOptions\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\t\n\x07_begins\"j\n\x0eUploadResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.modscope.v1.Operation\x12\x14\n\x0cmissing_keys\x18\x02 \x03(\t\x12\x17\n\x0funexpected_keys\x18\x03 \x03(\t2\xed\x01\n\x10StateDictService\x12I\n\x08ListKeys\x12\x1c.modscope.v1.ListKeysRequest\x1a\x1d.modscope.v1.ListKeysResponse0\x01\x12I\n\x08\x44ownload\x12\x1c.modscope.v1.DownloadRequest\x1a\x1d.modscope.v1.DownloadResponse0\x01\x12\x43\n\x06Upload\x12\x1a.modscope.v1.UploadRequest\x1a\x1b.modscope.v1.UploadResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADRESPONSE']._serialized_start=276
   _globals['_DOWNLOADRESPONSE']._serialized_end=419
   _globals['_UPLOADREQUEST']._serialized_start=422
-  _globals['_UPLOADREQUEST']._serialized_end=559
-  _globals['_UPLOADRESPONSE']._serialized_start=561
-  _globals['_UPLOADRESPONSE']._serialized_end=667
-  _globals['_STATEDICTSERVICE']._serialized_start=670
-  _globals['_STATEDICTSERVICE']._serialized_end=907
+  _globals['_UPLOADREQUEST']._serialized_end=604
+  _globals['_UPLOADRESPONSE']._serialized_start=606
+  _globals['_UPLOADRESPONSE']._serialized_end=712
+  _globals['_STATEDICTSERVICE']._serialized_start=715
+  _globals['_STATEDICTSERVICE']._serialized_end=952
 # @@protoc_insertion_point(module_scope)

@@ -152,6 +152,7 @@ class UploadRequest(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     LENIENT_FIELD_NUMBER: _builtins.int
     BEGINS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """First message: name of the model."""
@@ -165,6 +166,10 @@ class UploadRequest(_message.Message):
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorHeader]:
         """First message: the tensors that follow, in order."""
 
+    @_builtins.property
+    def options(self) -> _operation_pb2.ChangeOptions:
+        """First message: preconditions, dry run, request id."""
+
     def __init__(
         self,
         *,
@@ -172,11 +177,12 @@ class UploadRequest(_message.Message):
         entries: _abc.Iterable[_tensor_pb2.TensorHeader] | None = ...,
         lenient: _builtins.bool = ...,
         begins: _builtins.int | None = ...,
+        options: _operation_pb2.ChangeOptions | None = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_begins", b"_begins", "begins", b"begins"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_begins", b"_begins", "begins", b"begins", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begins", b"_begins", "begins", b"begins", "data", b"data", "entries", b"entries", "lenient", b"lenient", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begins", b"_begins", "begins", b"begins", "data", b"data", "entries", b"entries", "lenient", b"lenient", "model", b"model", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__begins: _TypeAlias = _typing.Literal["begins"]  # noqa: Y015
     _WhichOneofArgType__begins: _TypeAlias = _typing.Literal["_begins", b"_begins"]  # noqa: Y015
