@@ -47,6 +47,7 @@ class Backend:
                 optimizers=len(optimizers),
                 boot_id=boot_id(),
                 read_share=config.limits.read_share,
+                scaler=extras.get("scaler"),
             )
             undo.callback(self._safepoint.close)
             registry.count_steps_with(lambda: self._safepoint.step_count)

@@ -134,7 +134,7 @@ def test_a_write_waits_while_a_forward_awaits_its_backward(model: nn.Module, saf
     def between(where: str) -> None:
         if where == "forward":
             waiting.start()
-            while not safepoint._queue:
+            while not safepoint.waiting:
                 pass
             with torch.no_grad():
                 model(torch.randn(2, 4))
@@ -147,14 +147,14 @@ def test_a_write_waits_while_a_forward_awaits_its_backward(model: nn.Module, saf
 
 def test_a_forgotten_forward_is_no_pending_forward(model: nn.Module, safepoint: SafePoint) -> None:
     output = model(torch.randn(2, 4))
-    assert safepoint.activity.backward_expected
+    assert safepoint.backward_expected
     loss = output.sum()
     del output
-    assert safepoint.activity.backward_expected
+    assert safepoint.backward_expected
     del loss
-    assert not safepoint.activity.backward_expected
+    assert not safepoint.backward_expected
     model(torch.randn(2, 4)).sum().backward()
-    assert not safepoint.activity.backward_expected
+    assert not safepoint.backward_expected
 
 
 def test_call_by_the_training_thread_itself_is_served_anywhere(
@@ -274,7 +274,7 @@ def test_a_model_run_by_a_request_counts_neither_as_step_nor_as_pending(
     train(model, optimizer, lambda where: None)
     answer = safepoint.run(run, timeout=20)
     assert answer.value.requires_grad
-    assert not safepoint.activity.backward_expected
+    assert not safepoint.backward_expected
     train(model, optimizer, lambda where: None)
     assert safepoint.step_count == 2
 
@@ -323,7 +323,7 @@ def test_copies_of_the_model_are_free_of_the_safe_point(model: nn.Module, safepo
     ):
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
         twin(torch.randn(2, 4)).sum().backward()
-        assert not safepoint.activity.backward_expected
+        assert not safepoint.backward_expected
         optimizer.zero_grad()
     assert safepoint.step_count == 0
 

@@ -7,32 +7,15 @@ import sysconfig
 import threading
 import time
 import types
-import weakref
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-__all__ = ["IDLE_AFTER", "Activity", "PendingForward"]
+__all__ = ["IDLE_AFTER", "Activity"]
 
 IDLE_AFTER = 1.0
 """Seconds without any movement after which a training thread counts as idle."""
-
-
-class PendingForward:
-    """A grad-enabled forward whose backward has not begun.
-
-    It is kept alive by the autograd graph alone, as a pre-hook of the nodes that made the outputs:
-    when the graph dies unused, so does this. A hook on the tensors would cost four times as much.
-    """
-
-    __slots__ = ("__weakref__", "reached")
-
-    def __init__(self) -> None:
-        self.reached = False
-
-    def __call__(self, gradients: tuple[torch.Tensor, ...]) -> None:
-        self.reached = True
 
 
 class Activity:
@@ -42,6 +25,19 @@ class Activity:
     and top frame stand still for a second, outside of forward, backward and step, is idle.
     """
 
+    __slots__ = (
+        "_mark",
+        "_since",
+        "_thread",
+        "alert",
+        "depth",
+        "held",
+        "ident",
+        "in_step",
+        "moves",
+        "native_id",
+    )
+
     def __init__(self) -> None:
         self.ident: int | None = None
         self.native_id: int | None = None
@@ -49,7 +45,10 @@ class Activity:
         self.moves = 0
         self.depth = 0
         self.in_step = False
-        self._pending: list[weakref.ref[PendingForward]] = []
+        self.alert = False
+        """Whether a hook has more to do than to count: the one thing that it reads for that."""
+        self.held = False
+        """Whether the thread is held at a step boundary."""
         self._mark: tuple[object, ...] = ()
         self._since = 0.0
 
@@ -63,17 +62,10 @@ class Activity:
             self.depth = 0
             self.in_step = False
 
-    def expect_backward(self, output: object) -> None:
-        """Remember that `output`, just returned by a root, may be back-propagated."""
-        pending = PendingForward()
-        if _hook_tensors(output, pending):
-            self._pending = [old for old in self._pending if _waits(old)]
-            self._pending.append(weakref.ref(pending))
-
     @property
-    def backward_expected(self) -> bool:
-        """Whether the outputs of some forward are alive and not yet back-propagated."""
-        return any(_waits(pending) for pending in self._pending)
+    def alive(self) -> bool:
+        """Whether a thread has trained and has not ended."""
+        return self._thread is not None and self._thread.is_alive()
 
     def idle(self) -> bool:
         """Whether the training thread does nothing that a request could disturb.
@@ -85,6 +77,8 @@ class Activity:
         frame = self._top_frame()
         if frame is None:
             return True
+        if self.held:
+            return False
         mark = (self.moves, id(frame), frame.f_code, frame.f_lasti)
         now = time.monotonic()
         if mark != self._mark:
@@ -95,23 +89,25 @@ class Activity:
 
     def runs_on(self, native_id: int) -> bool:
         """Whether the training thread is alive and has this native id."""
-        return self._thread is not None and self._thread.is_alive() and self.native_id == native_id
+        return self.native_id == native_id and self.alive
 
     def _top_frame(self) -> types.FrameType | None:
         """Where the training thread is; None where there is none, or it has ended."""
-        if self.ident is None or self._thread is None or not self._thread.is_alive():
+        if self.ident is None or not self.alive:
             return None
         return sys._current_frames().get(self.ident)
 
-    def describe(self) -> str:
+    def describe(self, *, backward_expected: bool = False) -> str:
         """What the training thread was last seen doing, for a person."""
         frame = self._top_frame()
         if frame is None:
             return "no training thread is alive"
         doing = "between calls"
-        if self.in_step or self.depth:
+        if self.held:
+            doing = "held at a step boundary"
+        elif self.in_step or self.depth:
             doing = "inside an optimizer's step" if self.in_step else "inside forward"
-        elif self.backward_expected:
+        elif backward_expected:
             doing = "between a forward and its backward"
         own = _users_frame(frame)
         code = own.f_code
@@ -120,37 +116,14 @@ class Activity:
 
 
 def _users_frame(frame: types.FrameType) -> types.FrameType:
-    """The innermost frame that belongs neither to torch nor to the standard library."""
+    """The innermost frame that belongs neither to torch, to modscope nor to the standard library."""
     inner: types.FrameType | None = frame
     while inner is not None:
-        if not inner.f_code.co_filename.startswith(_LIBRARIES):
+        name = inner.f_code.co_filename
+        if not name.startswith(_LIBRARIES) and not inner.f_globals.get("__name__", "").startswith(_OWN):
             return inner
         inner = inner.f_back
     return frame
-
-
-def _waits(pending: weakref.ref[PendingForward]) -> bool:
-    forward = pending()
-    return forward is not None and not forward.reached
-
-
-def _hook_tensors(value: object, hook: PendingForward, depth: int = 0) -> bool:
-    if isinstance(value, torch.Tensor):
-        if value.requires_grad and value.grad_fn is not None:
-            value.grad_fn.register_prehook(hook)
-            return True
-        return False
-    if depth > 8:
-        return False
-    inner: Any = ()
-    if isinstance(value, (tuple, list)):
-        inner = value
-    elif isinstance(value, dict):
-        inner = value.values()
-    elif hasattr(value, "__dataclass_fields__"):
-        inner = vars(value).values()
-    hooked = [_hook_tensors(item, hook, depth + 1) for item in inner]
-    return any(hooked)
 
 
 def _busy_code() -> frozenset[types.CodeType]:
@@ -169,6 +142,7 @@ def _busy_code() -> frozenset[types.CodeType]:
 
 _BUSY = _busy_code()
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen")
+_OWN = "modscope_server."
 
 
 def _inside_torch(frame: types.FrameType | None) -> bool:

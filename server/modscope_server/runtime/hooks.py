@@ -16,7 +16,7 @@ from modscope_server.inspection.structure import Located
 from modscope_server.runtime.bus import Counters, Draft, Overflow, Subscription
 from modscope_server.runtime.capture import KINDS, ModuleTap
 from modscope_server.runtime.registry import Registered
-from modscope_server.runtime.sensors import RootHook
+from modscope_server.runtime.sensors import root_hooks
 
 __all__ = ["HookManager", "HookState", "Watch", "WatchSpec"]
 
@@ -169,13 +169,7 @@ class HookManager:
 
 
 def _safe_point_hooks(root: nn.Module) -> list[HookState]:
-    tables = {"forward_pre": root._forward_pre_hooks, "forward": root._forward_hooks}
-    return [
-        HookState("", kind, "safe point", (), hook.fired, None)
-        for kind, table in tables.items()
-        for hook in list(table.values())
-        if isinstance(hook, RootHook)
-    ]
+    return [HookState("", kind, "safe point", (), hook.fired, None) for kind, hook in root_hooks(root)]
 
 
 def _check(spec: WatchSpec) -> None:

@@ -30,25 +30,33 @@ class Request:
 
 
 class RequestQueue:
-    """Requests in the order of their coming. Its truth is one attribute read, for the training thread."""
+    """Requests in the order of their coming.
 
-    def __init__(self) -> None:
+    Args:
+        changed: called after each change, on the thread that made it.
+    """
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         self._mutex = threading.Lock()
         self._waiting: list[Request] = []
+        self._changed = changed
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def add(self, request: Request) -> None:
         """Let a request wait."""
         with self._mutex:
             self._waiting = [*self._waiting, request]
+        self._changed()
 
     def take(self, kinds: Collection[Kind]) -> list[Request]:
         """The requests of these kinds; they wait no more."""
         with self._mutex:
             taken = [request for request in self._waiting if request.kind in kinds]
             self._waiting = [request for request in self._waiting if request.kind not in kinds]
+        if taken:
+            self._changed()
         return taken
 
     def withdraw(self, request: Request) -> bool:
@@ -57,4 +65,6 @@ class RequestQueue:
             waiting = [other for other in self._waiting if other is not request]
             found = len(waiting) < len(self._waiting)
             self._waiting = waiting
+        if found:
+            self._changed()
         return found

@@ -39,7 +39,7 @@ class Registry:
     def __init__(self, models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer] = ()) -> None:
         self.models = dict(models)
         self._given = list(optimizers)
-        self._given_ids = {id(optimizer) for optimizer in optimizers}
+        self._ours = {id(optimizer) for optimizer in optimizers}
         self._found: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self._step_count: Callable[[], int] = lambda: 0
 
@@ -75,11 +75,15 @@ class Registry:
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer's steps concern these models. Remembered after the first time."""
-        if id(optimizer) in self._given_ids:
-            return True
+        return id(optimizer) in self._ours or self._finds(optimizer)
+
+    def _finds(self, optimizer: Optimizer) -> bool:
         known = self._found.get(optimizer)
         if known is None:
             mine = {id(parameter) for root in self.models.values() for parameter in root.parameters()}
             known = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
             self._found[optimizer] = known
+            if known:
+                self._ours.add(id(optimizer))
+                weakref.finalize(optimizer, self._ours.discard, id(optimizer)).atexit = False
         return known

@@ -3,37 +3,62 @@
 One pre- and one post-hook on each registered root, and one pair of hooks for all optimizers of the
 process, which is registered once and never removed: torch iterates over the optimizer hooks lazily,
 so removing one while a step runs would raise in the training loop.
+
+The hooks do the common case themselves, in one call and a few reads, since they run in every step:
+a call into code that has left the processor's caches costs more than all that it computes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
-from collections.abc import Callable
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Listener", "RootHook", "in_backward", "listen_to_optimizers", "stop_listening"]
+from modscope_server.runtime.activity import Activity
+from modscope_server.runtime.pending import PendingForwards
+from modscope_server.runtime.steps import StepCounter
+
+__all__ = [
+    "Listener",
+    "RootHook",
+    "hook_root",
+    "in_backward",
+    "listen_to_optimizers",
+    "root_hooks",
+    "stop_listening",
+]
 
 _LOG = logging.getLogger("modscope_server")
+_NO_BACKWARD = -1
+_backward_id = torch._C._current_graph_task_id
+_grad_enabled = torch.is_grad_enabled
 
 
 def in_backward() -> bool:
     """Whether the calling thread is inside a backward pass."""
-    return torch._C._current_graph_task_id() != -1
+    return _backward_id() != _NO_BACKWARD
 
 
 class Listener(Protocol):
-    """Who is told of optimizer steps. Called on the thread that steps; must not raise."""
+    """Who is told of what the training thread does. Called on that thread; faults end here."""
 
+    activity: Activity
+    steps: StepCounter
+    pending: PendingForwards
+
+    def forward_begins(self, module: nn.Module) -> None: ...
+    def forward_ended(self, output: object) -> None: ...
     def optimizer_begins(self, optimizer: Optimizer) -> None: ...
     def optimizer_stepped(self, optimizer: Optimizer) -> None: ...
 
@@ -58,24 +83,50 @@ def stop_listening(listener: Listener) -> None:
     _listeners = tuple(other for other in _listeners if other is not listener)
 
 
+def hook_root(root: nn.Module, listener: Listener) -> list[RemovableHandle]:
+    """Put the safe point's two hooks on a root; a ScriptModule takes none."""
+    if isinstance(root, torch.jit.ScriptModule):
+        return []
+    return [
+        root.register_forward_pre_hook(_Before(root, listener), prepend=True),
+        root.register_forward_hook(_After(root, listener), always_call=True),
+    ]
+
+
+def root_hooks(root: nn.Module) -> list[tuple[str, RootHook]]:
+    """The safe point's hooks on a root, each with its kind."""
+    tables: dict[str, Any] = {"forward_pre": root._forward_pre_hooks, "forward": root._forward_hooks}
+    return [
+        (kind, hook)
+        for kind, table in tables.items()
+        for hook in list(table.values())
+        if isinstance(hook, RootHook)
+    ]
+
+
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not torch.compiler.is_compiling():
-        for listener in _listeners:
-            _guarded(listener.optimizer_begins, optimizer)
+    if is_compiling():
+        return
+    for listener in _listeners:
+        try:
+            listener.optimizer_begins(optimizer)
+        except Exception:
+            _report_fault()
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not torch.compiler.is_compiling():
-        for listener in _listeners:
-            _guarded(listener.optimizer_stepped, optimizer)
+    if is_compiling():
+        return
+    for listener in _listeners:
+        try:
+            listener.optimizer_stepped(optimizer)
+        except Exception:
+            _report_fault()
 
 
-def _guarded(tell: Callable[..., None], *what: Any) -> None:
+def _report_fault() -> None:
     """A fault of ours is logged and never reaches the training loop."""
-    try:
-        tell(*what)
-    except Exception:
-        _LOG.exception("a safe point hook failed; training goes on")
+    _LOG.exception("a safe point hook failed; training goes on")
 
 
 class RootHook:
@@ -86,22 +137,64 @@ class RootHook:
     because torch looks up whether a hook wants kwargs after it has listed the hooks.
     """
 
-    __slots__ = ("_root", "_tell", "fired")
+    __slots__ = ("_activity", "_listener", "_root", "fired")
 
-    def __init__(self, root: nn.Module, tell: Callable[[nn.Module, tuple[Any, ...]], None]) -> None:
-        self._root = weakref.ref(root)
-        self._tell = tell
+    def __init__(self, root: nn.Module, listener: Listener) -> None:
+        # An id is enough: the root owns this hook, and on a copy it must do nothing.
+        self._root = id(root)
+        self._listener = listener
+        self._activity = listener.activity
         self.fired = 0
-
-    def __call__(self, module: nn.Module, *rest: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if self._root() is module:
-            self.fired += 1
-            _guarded(self._tell, module, rest)
 
     def __deepcopy__(self, memo: dict[int, object]) -> RootHook:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class _Before(RootHook):
+    """A root's forward pre-hook."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, *rest: Any) -> None:
+        if is_compiling() or id(module) != self._root:
+            return
+        self.fired += 1
+        activity = self._activity
+        if get_ident() == activity.ident:
+            # A server thread sets `alert`, then reads `moves`; this one the other way round.
+            activity.moves += 1
+            if not (activity.alert or activity.depth or activity.in_step) and _backward_id() == _NO_BACKWARD:
+                if _grad_enabled() and module.training and self._listener.steps.forward_is_news:
+                    self._listener.steps.forward_began()
+                activity.depth = 1
+                return
+        try:
+            self._listener.forward_begins(module)
+        except Exception:
+            _report_fault()
+
+
+class _After(RootHook):
+    """A root's forward hook, called where the forward raised, too."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, *rest: Any) -> None:
+        if is_compiling() or id(module) != self._root:
+            return
+        self.fired += 1
+        activity = self._activity
+        try:
+            if get_ident() == activity.ident:
+                activity.moves += 1
+                if not activity.alert and activity.depth == 1 and _backward_id() == _NO_BACKWARD:
+                    activity.depth = 0
+                    if _grad_enabled():
+                        self._listener.pending.add(rest[-1], self._listener.steps.count)
+                    return
+            self._listener.forward_ended(rest[-1])
+        except Exception:
+            _report_fault()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from time import monotonic
+
 __all__ = ["StepCounter"]
+
+_RATE_OVER = 32
 
 
 class StepCounter:
@@ -16,11 +21,14 @@ class StepCounter:
 
     def __init__(self, optimizers: int = 0) -> None:
         self.count = 0
+        self.forward_is_news = True
+        """Whether a training forward would tell something: the one thing that a hook reads for that."""
         self._stepped: set[int] = set()
         self._expected = max(1, optimizers)
         self._marked = False
         self._forwards = False
         self._inside_backward = False
+        self._times: deque[float] = deque(maxlen=_RATE_OVER)
 
     @property
     def complete(self) -> bool:
@@ -32,14 +40,27 @@ class StepCounter:
         """Whether an optimizer of this iteration has stepped and others may follow."""
         return bool(self._stepped) and not self.complete
 
+    @property
+    def ended(self) -> bool:
+        """Whether an iteration has ended and no training forward has begun since."""
+        return self._marked or bool(self._stepped) or self._inside_backward
+
+    @property
+    def per_second(self) -> float:
+        """Iterations a second over the last ones; 0.0 where fewer than two are known."""
+        times = list(self._times)
+        passed = times[-1] - times[0] if times else 0.0
+        return (len(times) - 1) / passed if passed > 0 else 0.0
+
     def forward_began(self) -> None:
         """A training forward of a registered root begins."""
         self._forwards = True
         if self._inside_backward:
             self._inside_backward = False
             if not self._stepped and not self._marked:
-                self.count += 1
+                self._completed()
         self._renew()
+        self.forward_is_news = False
 
     def optimizer_stepped(self, optimizer: int) -> None:
         """The optimizer with this id has stepped, outside of backward."""
@@ -47,20 +68,37 @@ class StepCounter:
         if again:
             self._renew()
         if not self._stepped and not self._marked:
-            self.count += 1
+            self._completed()
         self._stepped.add(optimizer)
+        self.forward_is_news = True
 
     def stepped_inside_backward(self) -> None:
         """An optimizer has stepped inside backward; its iteration ends with the next forward."""
         self._inside_backward = True
+        self.forward_is_news = True
+
+    def skipped(self) -> None:
+        """A scaler has skipped the optimizer's step: the iteration ends all the same."""
+        if not self.ended:
+            self._completed()
 
     def mark(self) -> None:
         """The loop says that an iteration is complete."""
         if self._marked or not self._stepped:
             self._renew()
-            self.count += 1
+            self._completed()
         self._marked = True
         self._inside_backward = False
+        self.forward_is_news = True
+
+    def go_to(self, count: int) -> None:
+        """Count on from there, as after a return to a snapshot."""
+        self.count = count
+        self._times.clear()
+
+    def _completed(self) -> None:
+        self.count += 1
+        self._times.append(monotonic())
 
     def _renew(self) -> None:
         if self._stepped:

@@ -1,0 +1,269 @@
+"""The training thread's side of the safe point: where it is, and what is done there.
+
+Everything here runs on that thread, inside of hooks or of scope.step; nothing raises into the loop.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from modscope_server.runtime.activity import Activity
+from modscope_server.runtime.pending import PendingForwards
+from modscope_server.runtime.sensors import (
+    hook_root,
+    in_backward,
+    listen_to_optimizers,
+    root_hooks,
+    stop_listening,
+)
+from modscope_server.runtime.skipping import SkippedSteps
+from modscope_server.runtime.steps import StepCounter
+from modscope_server.runtime.turns import Turns
+
+__all__ = ["Boundaries", "Control", "Place"]
+
+Place = Literal["optimizer", "mark", "forward"]
+"""Where the end of an iteration is noticed: after its last optimizer's step, in scope.step, or as late
+as at the next training forward."""
+
+_STEPS_BEFORE_DOUBT = 3
+
+
+class Control(Protocol):
+    """Who wants to hear of updates and step boundaries, and may hold the training thread there."""
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """An optimizer of these models is about to step; its gradients are complete."""
+
+    def boundary(self, step: int, place: Place, write_point: bool) -> None:
+        """Iteration `step` is complete; may come several times for one step. May call SafePoint.hold."""
+
+
+class Boundaries:
+    """Follows the training thread through forwards and steps, and serves requests in between.
+
+    Args:
+        roots: the registered root modules; each gets one pre- and one post-hook.
+        is_ours: whether an optimizer's steps concern these models.
+        optimizers: how many optimizers were given.
+        read_share: share of a running loop's time that reads may take; later ones wait.
+        scaler: the loop's GradScaler, or None.
+    """
+
+    def __init__(
+        self,
+        roots: Iterable[nn.Module],
+        *,
+        is_ours: Callable[[Optimizer], bool],
+        optimizers: int,
+        read_share: float,
+        scaler: Any,
+    ) -> None:
+        self.activity = Activity()
+        self.steps = StepCounter(optimizers)
+        self.pending = PendingForwards()
+        self._skipping = SkippedSteps(scaler)
+        self._turns = Turns(self.activity, lambda: self.steps.count, read_share)
+        self._is_ours = is_ours
+        self._control: Control | None = None
+        self._chores: tuple[Callable[[], None], ...] = ()
+        self._updates = 0
+        self._roots = list(roots)
+        self._handles = [handle for root in self._roots for handle in hook_root(root, self)]
+        listen_to_optimizers(self)
+        self._see_watchers()
+
+    @property
+    def step_count(self) -> int:
+        """Completed training iterations."""
+        return self.steps.count
+
+    def set_step_count(self, count: int) -> None:
+        """Count on from there; called at a safe point, as by a return to a snapshot."""
+        self.steps.go_to(count)
+        self._skipping.forget()
+
+    @property
+    def steps_per_second(self) -> float:
+        """Over the last iterations; 0.0 where too few are known."""
+        return self.steps.per_second
+
+    @property
+    def skipped_steps(self) -> int:
+        """Iterations whose optimizer step the scaler has skipped, where one was given."""
+        return self._skipping.count
+
+    @property
+    def backward_expected(self) -> bool:
+        """Whether the outputs of some forward are alive and not yet back-propagated."""
+        return self.pending.any(self.steps.count)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What limits what can be seen of the loop."""
+        fired = any(hook.fired for root in self._roots for _, hook in root_hooks(root))
+        if fired or self._updates < _STEPS_BEFORE_DOUBT:
+            return ()
+        return (
+            "the hooks of the model's root do not fire (it is compiled, scripted, or called by another "
+            "name): optimizer steps alone tell where the loop is",
+        )
+
+    @property
+    def control(self) -> Control | None:
+        """Who is told of updates and boundaries; None costs the loop nothing."""
+        return self._control
+
+    @control.setter
+    def control(self, control: Control | None) -> None:
+        self._control = control
+        self._see_watchers()
+
+    def add_chore(self, chore: Callable[[], None]) -> None:
+        """Have it called on that thread at each outermost forward of a root and after each optimizer step."""
+        self._chores = (*self._chores, chore)
+        self._see_watchers()
+
+    def remove_chore(self, chore: Callable[[], None]) -> None:
+        """Have it called no more. Idempotent."""
+        self._chores = tuple(other for other in self._chores if other != chore)
+        self._see_watchers()
+
+    def hold(self, until: Callable[[], bool]) -> None:
+        """Keep the training thread at this boundary until `until()`, serving what may be served here."""
+        self._turns.hold(until, write=not self.backward_expected)
+
+    def wake(self) -> None:
+        """Have `hold` look at its condition again, now."""
+        self._turns.refresh()
+
+    def stop_sensing(self) -> None:
+        """Take all hooks off. Idempotent."""
+        stop_listening(self)
+        for handle in self._handles:
+            handle.remove()
+
+    def mark_step(self, report: Callable[[int], None] | None = None) -> None:
+        """The loop says that an iteration is complete; `report` is told its number before requests run."""
+        if self._turns.server == threading.get_ident() or self._turns.closed:
+            return
+        self.activity.adopt()
+        self._moved()
+        self.steps.mark()
+        self._skipping.forget()
+        if report is not None:
+            report(self.steps.count)
+        self._turns.serve(write=not self.backward_expected)
+        self._tell_boundary("mark")
+
+    def forward_begins(self, module: nn.Module) -> None:
+        """A root's forward begins, and the hook could not deal with it alone."""
+        activity, ident = self.activity, threading.get_ident()
+        if ident == self._turns.server or self._turns.closed or in_backward():
+            return
+        enabled = torch.is_grad_enabled()
+        if enabled or activity.ident is None:
+            activity.adopt()
+        elif ident != activity.ident:
+            return
+        self._moved()
+        if activity.depth == 0 and not activity.in_step:
+            self._outermost_forward(training=enabled and module.training)
+        activity.depth += 1
+
+    def _outermost_forward(self, *, training: bool) -> None:
+        ended = False
+        if training:
+            ended = self.steps.ended
+            if self._skipping and self._skipping.look(stepped=ended):
+                self.steps.skipped()
+                ended = True
+            self.steps.forward_began()
+        for chore in self._chores:
+            chore()
+        if self._turns.queue:
+            self._turns.serve(grad=False, write=not self.backward_expected)
+        if ended:
+            self._tell_boundary("forward")
+
+    def forward_ended(self, output: object) -> None:
+        """A root's forward has ended, and the hook could not deal with it alone."""
+        activity, ident = self.activity, threading.get_ident()
+        if ident in (self._turns.server, None) or ident != activity.ident or self._turns.closed:
+            return
+        if in_backward():
+            return
+        self._moved()
+        activity.depth = max(0, activity.depth - 1)
+        if activity.depth:
+            return
+        if torch.is_grad_enabled():
+            self.pending.add(output, self.steps.count)
+        if self._turns.queue and not activity.in_step and not self.steps.begun:
+            self._turns.serve(grad=False, write=not self.backward_expected)
+
+    def optimizer_begins(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step."""
+        activity = self.activity
+        if in_backward() or not self._is_ours(optimizer):
+            return
+        if activity.alert or threading.get_ident() != activity.ident:
+            if self._turns.closed or self._turns.server == threading.get_ident():
+                return
+            activity.adopt()
+        activity.moves += 1
+        activity.depth = 0
+        if activity.alert:
+            self._turns.give_way()
+            if self._turns.queue and not self.steps.begun:
+                self._turns.serve(write=False)
+            if self._control is not None:
+                self._control.before_update(optimizer)
+        activity.in_step = True
+
+    def optimizer_stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer has stepped."""
+        activity = self.activity
+        if not self._is_ours(optimizer):
+            return
+        if activity.alert or threading.get_ident() != activity.ident:
+            if self._turns.closed or self._turns.server == threading.get_ident():
+                return
+            if not in_backward():
+                activity.adopt()
+        self._updates += 1
+        if in_backward():
+            self.steps.stepped_inside_backward()
+            return
+        activity.moves += 1
+        activity.in_step = False
+        self.steps.optimizer_stepped(id(optimizer))
+        if activity.alert:
+            self._turns.give_way()
+            self._after_update()
+
+    def _after_update(self) -> None:
+        for chore in self._chores:
+            chore()
+        if self.steps.complete:
+            if self._turns.queue:
+                self._turns.serve(write=not self.backward_expected)
+            self._tell_boundary("optimizer")
+
+    def _tell_boundary(self, place: Place) -> None:
+        if self._control is not None:
+            self._control.boundary(self.steps.count, place, not self.backward_expected)
+
+    def _moved(self) -> None:
+        self.activity.moves += 1
+        self._turns.give_way()
+
+    def _see_watchers(self) -> None:
+        self._turns.watched = bool(self._chores or self._control is not None or self._skipping)
+        self._turns.refresh()
