@@ -31,6 +31,7 @@ __all__ = [
     "hook_info",
     "model_info",
     "module_info",
+    "module_infos",
     "operation",
     "parameter_info",
     "request",
@@ -132,37 +133,46 @@ def model_info(m: model_pb2.ModelInfo) -> types.ModelInfo:
     )
 
 
+def module_infos(messages: Iterable[model_pb2.ModuleInfo]) -> list[types.ModuleInfo]:
+    """The records of modules that were listed, each without the repr that only one asked for whole has.
+
+    Each is made thawed and frozen at the end, in under half the time: 100,000 are listed.
+    """
+    record, thawed = types.ModuleInfo, _thawed(types.ModuleInfo)
+    new = thawed.__new__
+    found: list[types.ModuleInfo] = []
+    for m in messages:
+        made = new(thawed)
+        made.path = m.path
+        made.name = m.name
+        made.type = m.type
+        made.qualified_type = m.qualified_type
+        made.training = m.training
+        made.children = m.children
+        made.parameters = m.parameters
+        made.trainable_parameters = m.trainable_parameters
+        made.aliases = tuple(several) if (several := m.aliases) else ()
+        made.raw_path = m.raw_path
+        made.wrappers = tuple(several) if (several := m.wrappers) else ()
+        made.repr = None
+        made.__class__ = record
+        found.append(made)
+    return found
+
+
 def module_info(m: model_pb2.ModuleInfo) -> types.ModuleInfo:
-    """A module's record."""
-    aliases, wrappers = m.aliases, m.wrappers
-    made = _thawed(types.ModuleInfo)(
-        m.path,
-        m.name,
-        m.type,
-        m.qualified_type,
-        m.training,
-        m.children,
-        m.parameters,
-        m.trainable_parameters,
-        tuple(aliases) if aliases else (),
-        m.raw_path,
-        tuple(wrappers) if wrappers else (),
-        m.repr if m.HasField("repr") else None,
-    )
-    made.__class__ = types.ModuleInfo
-    frozen: types.ModuleInfo = made
-    return frozen
+    """A module's record, whole."""
+    (found,) = module_infos((m,))
+    return dataclasses.replace(found, repr=m.repr if m.HasField("repr") else None)
 
 
 @functools.cache
 def _thawed(record: type) -> Any:
-    """A class with the slots of a frozen dataclass that is not frozen: made in under half the time.
+    """A class with the slots of a frozen dataclass that is not frozen.
 
-    An instance of it becomes one of the other when its class is set. 100,000 modules are listed.
+    An instance of it becomes one of the other when its class is set.
     """
-    return dataclasses.make_dataclass(
-        record.__name__, [field.name for field in dataclasses.fields(record)], slots=True
-    )
+    return type(record.__name__, (), {"__slots__": [field.name for field in dataclasses.fields(record)]})
 
 
 def parameter_info(m: model_pb2.ParameterInfo) -> types.ParameterInfo:

@@ -52,7 +52,7 @@ class ModelReads:
                 model_service_pb2.ListChildrenRequest, model=self.name, path=path, page_token=token
             )
             page = self._calls.unary(rpcs.LIST_CHILDREN, asked)
-            found += map(convert.module_info, page.modules)
+            found += convert.module_infos(page.modules)
             token = page.next_page_token
             if not token:
                 return found
@@ -72,7 +72,7 @@ class ModelReads:
         asked = requests.list_modules(self.name, glob, type, root, depth)
         found: list[ModuleInfo] = []
         self._calls.listing(
-            rpcs.LIST_MODULES, asked, lambda batch: found.extend(map(convert.module_info, batch.modules))
+            rpcs.LIST_MODULES, asked, lambda batch: found.extend(convert.module_infos(batch.modules))
         )
         return found
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-__all__ = ["Kind", "child", "children", "member", "non_persistent", "tensors"]
+__all__ = ["Kind", "child", "children", "member", "non_persistent", "parameters", "tensors"]
 
 Kind = Literal["_parameters", "_buffers"]
 _Store = Literal["_modules", "_parameters", "_buffers"]
@@ -36,6 +36,16 @@ def tensors(module: nn.Module, kind: Kind) -> list[tuple[str, torch.Tensor]]:
     if type(store) is dict and not store:
         return []
     return [item for item in list(store.items()) if item[1] is not None]
+
+
+def parameters(module: nn.Module) -> list[torch.Tensor]:
+    """The module's own parameters without their names, in order; None entries left out."""
+    store = module.__dict__.get("_parameters")
+    if store is None:
+        store = _store_of(module, "_parameters")
+    if type(store) is dict:
+        return [t for t in list(store.values()) if t is not None] if store else []
+    return [t for _, t in tensors(module, "_parameters")]
 
 
 def child(module: nn.Module, name: str) -> nn.Module | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
 from modscope.paths import join
-from modscope_server.inspection.counts import subtree_counts
+from modscope_server.inspection.counts import Census, take_census
 from modscope_server.inspection.lookup import Place, locate_module
 from modscope_server.inspection.members import children
 from modscope_server.inspection.records import Located, ModuleRecord
@@ -58,7 +58,7 @@ def module_records(
     UnknownPath.
     """
     if not under and depth is None:
-        return [record for record, _ in _records(root, wanted)]
+        return list(_records(root, wanted))
     place = locate_module(root, under or "")
     below = [visit for visit in walk(place.outer).visits if visit.first and not visit.hidden]
     modules = {id(visit.module) for visit in below}
@@ -72,14 +72,13 @@ def module_records(
 
 def iterate_module_records(root: nn.Module) -> Iterator[ModuleRecord]:
     """All of `module_records`; the walk is made at once, each record when it is taken."""
-    records = _records(root)
-    return (record for record, _ in records)
+    return _records(root)
 
 
 def module_record(root: nn.Module, path: str) -> ModuleRecord:
     """The module at a path, under its first path. Raises UnknownPath."""
     module = locate_module(root, path).module
-    return next(_records(root, {id(module)}))[0]
+    return next(_records(root, {id(module)}))
 
 
 def child_records(root: nn.Module, path: str) -> list[ModuleRecord]:
@@ -115,7 +114,10 @@ def _message(error: Exception) -> str:
 
 
 def _by_identity(root: nn.Module, wanted: set[int]) -> dict[int, ModuleRecord]:
-    return {id(module): record for record, module in _records(root, wanted)}
+    walked, census = take_census(root)
+    positions = _listed(walked, wanted)
+    identities = (id(walked.modules[position]) for position in positions)
+    return dict(zip(identities, _records_at(positions, walked, census), strict=True))
 
 
 def _below(place: Place, visit: Visit) -> Place:
@@ -129,63 +131,68 @@ def _levels(path: str) -> int:
     return path.count(".") + 1 if path else 0
 
 
-def _records(root: nn.Module, wanted: set[int] | None = None) -> Iterator[tuple[ModuleRecord, nn.Module]]:
-    """Records of all modules, or of those with the wanted identities, each with its module.
+def _records(root: nn.Module, wanted: set[int] | None = None) -> Iterator[ModuleRecord]:
+    """Records of all modules, or of those with the wanted identities.
 
     The walk is made at once, each record when it is taken.
     """
-    walked = walk(root)
-    return _records_of(walked, subtree_counts(walked), wanted)
+    walked, census = take_census(root)
+    return _records_at(_listed(walked, wanted), walked, census)
 
 
-def _records_of(
-    walked: Walk, counts: tuple[list[int], list[int]], wanted: set[int] | None
-) -> Iterator[tuple[ModuleRecord, nn.Module]]:
-    visits = walked.visits
-    elements, trainable = counts
-    further: dict[int, list[str]] = {}
-    if walked.links:
-        for visit in visits:
-            if not visit.first and not visit.hidden:
-                further.setdefault(id(visit.module), []).append(visit.path)
+def _listed(walked: Walk, wanted: set[int] | None = None) -> list[int]:
+    """Positions of the modules that a listing shows, or of those with the wanted identities."""
+    unlisted = walked.hidden | walked.further
+    listed = [position for position in range(len(walked.paths)) if position not in unlisted]
+    if wanted is None:
+        return listed
+    return [position for position in listed if id(walked.modules[position]) in wanted]
+
+
+def _records_at(positions: Iterable[int], walked: Walk, census: Census) -> Iterator[ModuleRecord]:
+    """The record of each position, made when it is taken; no module is touched again where it need not be."""
+    paths, raw_paths, modules, children, parents, around, hidden, further, _ = walked
+    elements, trainable = census.elements, census.trainable
+    others: dict[int, list[str]] = {}
+    for position in sorted(further - hidden):
+        others.setdefault(id(modules[position]), []).append(paths[position])
     names: dict[type, tuple[str, str]] = {}
-    for position, (path, raw, module, wrappers, count, first, hidden) in enumerate(visits):
-        if not first or hidden or (wanted is not None and id(module) not in wanted):
-            continue
-        cls = type(module)
+    for position in positions:
+        path, cls, training = paths[position], census.types[position], census.training[position]
         named = names.get(cls)
         if named is None:
             named = names[cls] = (cls.__name__, qualified_name(cls))
+        count, wrappers = children[position], around.get(position, ())
         top = position
         for _ in wrappers:
-            top = walked.parents[top]
-            count += visits[top].children - 1
-        aliases = further.get(id(module)) if further else None
+            top = parents[top]
+            count += children[top] - 1
+        aliases = others.get(id(modules[position])) if others else None
         fields = (
             path,
             path.rpartition(".")[2],
             named[0],
             named[1],
-            module.__dict__.get("training") is True or _training(module),
+            training is True or _training(modules[position], training),
             count,
             elements[top],
             trainable[top],
             tuple(dict.fromkeys(alias for alias in aliases if alias != path)) if aliases else (),
-            raw,
+            raw_paths[position],
             wrappers,
         )
         # Half the time of ModuleRecord(...), of which there are 100,000 in large models.
-        yield tuple.__new__(ModuleRecord, fields), module
+        yield tuple.__new__(ModuleRecord, fields)
 
 
-def _training(module: nn.Module) -> bool:
-    training = module.__dict__.get("training")
-    if training is None:
-        try:
-            training = module.training
-        except Exception:
-            return False
-    return bool(training)
+def _training(module: nn.Module, own: object) -> bool:
+    """The module's flag; `own` is what it has of its own, None where it has nothing."""
+    if own is not None:
+        return bool(own)
+    try:
+        return bool(module.training)
+    except Exception:
+        return False
 
 
 def _slots(place: Place, stripped: bool) -> list[Place]:
