@@ -44,6 +44,7 @@ class Backend:
             self._safepoint = SafePoint(
                 models.values(),
                 is_ours=registry.holds,
+                ours=registry.ours,
                 optimizers=len(optimizers),
                 boot_id=boot_id(),
                 read_share=config.limits.read_share,

@@ -146,6 +146,7 @@ def test_a_write_waits_while_a_forward_awaits_its_backward(model: nn.Module, saf
 
 
 def test_a_forgotten_forward_is_no_pending_forward(model: nn.Module, safepoint: SafePoint) -> None:
+    safepoint.peek(lambda: None)
     output = model(torch.randn(2, 4))
     assert safepoint.backward_expected
     loss = output.sum()
@@ -154,6 +155,45 @@ def test_a_forgotten_forward_is_no_pending_forward(model: nn.Module, safepoint: 
     del loss
     assert not safepoint.backward_expected
     model(torch.randn(2, 4)).sum().backward()
+    assert not safepoint.backward_expected
+
+
+def test_forwards_from_before_the_first_call_are_pending_until_all_optimizers_have_stepped() -> None:
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(2, 2), nn.Linear(2, 1)
+    point = SafePoint([generator, critic], optimizers=2)
+    first, second = (torch.optim.SGD(model.parameters(), lr=0.1) for model in (generator, critic))
+
+    def iterate(after: Callable[[], None]) -> None:
+        fake = generator(torch.randn(4, 2))
+        second.zero_grad()
+        critic(fake.detach()).mean().backward()
+        second.step()
+        after()
+        first.zero_grad()
+        critic(fake).mean().backward()
+        first.step()
+
+    def call() -> None:
+        assert point.pending.any()
+        point.peek(lambda: None)
+        assert point.pending.any()
+
+    for _ in range(2):
+        iterate(lambda: None)
+    iterate(call)
+    assert not point.pending.any()
+    point.close()
+
+
+def test_a_forward_from_before_the_first_call_is_forgotten_where_nothing_ever_steps(
+    model: nn.Module, safepoint: SafePoint
+) -> None:
+    model(torch.randn(2, 4))
+    safepoint.peek(lambda: None)
+    assert safepoint.backward_expected
+    for _ in range(64):
+        model(torch.randn(2, 4))
     assert not safepoint.backward_expected
 
 

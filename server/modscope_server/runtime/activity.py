@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-__all__ = ["IDLE_AFTER", "Activity"]
+__all__ = ["IDLE_AFTER", "Activity", "inside_step"]
 
 IDLE_AFTER = 1.0
 """Seconds without any movement after which a training thread counts as idle."""
@@ -33,7 +33,6 @@ class Activity:
         "depth",
         "held",
         "ident",
-        "in_step",
         "moves",
         "native_id",
     )
@@ -44,7 +43,6 @@ class Activity:
         self._thread: threading.Thread | None = None
         self.moves = 0
         self.depth = 0
-        self.in_step = False
         self.alert = False
         """Whether a hook has more to do than to count: the one thing that it reads for that."""
         self.held = False
@@ -60,7 +58,6 @@ class Activity:
             self._thread = threading.current_thread()
             self.ident = ident
             self.depth = 0
-            self.in_step = False
 
     @property
     def alive(self) -> bool:
@@ -85,7 +82,7 @@ class Activity:
             self._mark, self._since = mark, now
         if now - self._since < IDLE_AFTER:
             return False
-        return not _inside_torch(frame)
+        return not _inside(frame, _BUSY)
 
     def runs_on(self, native_id: int) -> bool:
         """Whether the training thread is alive and has this native id."""
@@ -105,8 +102,10 @@ class Activity:
         doing = "between calls"
         if self.held:
             doing = "held at a step boundary"
-        elif self.in_step or self.depth:
-            doing = "inside an optimizer's step" if self.in_step else "inside forward"
+        elif _inside(frame, _STEP):
+            doing = "inside an optimizer's step"
+        elif self.depth:
+            doing = "inside forward"
         elif backward_expected:
             doing = "between a forward and its backward"
         own = _users_frame(frame)
@@ -126,28 +125,37 @@ def _users_frame(frame: types.FrameType) -> types.FrameType:
     return frame
 
 
+def inside_step() -> bool:
+    """Whether the calling thread is inside an optimizer's step, as the closure of LBFGS is."""
+    return _inside(sys._getframe(1), _STEP)
+
+
+def _step_code() -> frozenset[types.CodeType]:
+    """Code objects that stand on the stack of a thread inside an optimizer's step."""
+    wrap = Optimizer.profile_hook_step
+    return frozenset(const for const in wrap.__code__.co_consts if isinstance(const, types.CodeType))
+
+
 def _busy_code() -> frozenset[types.CodeType]:
-    """Code objects that stand on the stack of a thread inside forward, backward or step."""
+    """Code objects that stand on the stack of a thread inside forward or backward."""
     functions: list[Any] = [
         torch.nn.Module._call_impl,
         torch.autograd.backward,
         torch.autograd.grad,
         torch.Tensor.backward,
     ]
-    codes = {function.__code__ for function in functions if hasattr(function, "__code__")}
-    wrap = Optimizer.profile_hook_step
-    codes.update(const for const in wrap.__code__.co_consts if isinstance(const, types.CodeType))
-    return frozenset(codes)
+    return frozenset(function.__code__ for function in functions if hasattr(function, "__code__"))
 
 
-_BUSY = _busy_code()
+_STEP = _step_code()
+_BUSY = _busy_code() | _STEP
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen")
 _OWN = "modscope_server."
 
 
-def _inside_torch(frame: types.FrameType | None) -> bool:
+def _inside(frame: types.FrameType | None, codes: frozenset[types.CodeType]) -> bool:
     while frame is not None:
-        if frame.f_code in _BUSY:
+        if frame.f_code in codes:
             return True
         frame = frame.f_back
     return False

@@ -5,15 +5,15 @@ Everything here runs on that thread, inside of hooks or of scope.step; nothing r
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from threading import get_ident
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from modscope_server.runtime.activity import Activity
+from modscope_server.runtime.activity import Activity, inside_step
 from modscope_server.runtime.pending import PendingForwards
 from modscope_server.runtime.sensors import (
     hook_root,
@@ -33,6 +33,8 @@ Place = Literal["optimizer", "mark", "forward"]
 as at the next training forward."""
 
 _STEPS_BEFORE_DOUBT = 3
+_NO_BACKWARD = -1
+_backward_id = torch._C._current_graph_task_id
 
 
 class Control(Protocol):
@@ -51,6 +53,7 @@ class Boundaries:
     Args:
         roots: the registered root modules; each gets one pre- and one post-hook.
         is_ours: whether an optimizer's steps concern these models.
+        ours: ids of optimizers of which that is known already; asking it costs less.
         optimizers: how many optimizers were given.
         read_share: share of a running loop's time that reads may take; later ones wait.
         scaler: the loop's GradScaler, or None.
@@ -61,6 +64,7 @@ class Boundaries:
         roots: Iterable[nn.Module],
         *,
         is_ours: Callable[[Optimizer], bool],
+        ours: Collection[int],
         optimizers: int,
         read_share: float,
         scaler: Any,
@@ -71,9 +75,9 @@ class Boundaries:
         self._skipping = SkippedSteps(scaler)
         self._turns = Turns(self.activity, lambda: self.steps.count, read_share)
         self._is_ours = is_ours
+        self._ours = ours
         self._control: Control | None = None
         self._chores: tuple[Callable[[], None], ...] = ()
-        self._updates = 0
         self._roots = list(roots)
         self._handles = [handle for root in self._roots for handle in hook_root(root, self)]
         listen_to_optimizers(self)
@@ -102,13 +106,13 @@ class Boundaries:
     @property
     def backward_expected(self) -> bool:
         """Whether the outputs of some forward are alive and not yet back-propagated."""
-        return self.pending.any(self.steps.count)
+        return self.pending.any()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What limits what can be seen of the loop."""
         fired = any(hook.fired for root in self._roots for _, hook in root_hooks(root))
-        if fired or self._updates < _STEPS_BEFORE_DOUBT:
+        if fired or self.steps.count < _STEPS_BEFORE_DOUBT:
             return ()
         return (
             "the hooks of the model's root do not fire (it is compiled, scripted, or called by another "
@@ -151,11 +155,12 @@ class Boundaries:
 
     def mark_step(self, report: Callable[[int], None] | None = None) -> None:
         """The loop says that an iteration is complete; `report` is told its number before requests run."""
-        if self._turns.server == threading.get_ident() or self._turns.closed:
+        if self._turns.server == get_ident() or self._turns.closed:
             return
         self.activity.adopt()
         self._moved()
         self.steps.mark()
+        self.pending.updates[id(self)] = self.activity.moves
         self._skipping.forget()
         if report is not None:
             report(self.steps.count)
@@ -164,7 +169,7 @@ class Boundaries:
 
     def forward_begins(self, module: nn.Module) -> None:
         """A root's forward begins, and the hook could not deal with it alone."""
-        activity, ident = self.activity, threading.get_ident()
+        activity, ident = self.activity, get_ident()
         if ident == self._turns.server or self._turns.closed or in_backward():
             return
         enabled = torch.is_grad_enabled()
@@ -173,7 +178,9 @@ class Boundaries:
         elif ident != activity.ident:
             return
         self._moved()
-        if activity.depth == 0 and not activity.in_step:
+        if activity.depth == 0 and not inside_step():
+            if enabled and not self.pending.attention:
+                self.pending.unfollowed = activity.moves
             self._outermost_forward(training=enabled and module.training)
         activity.depth += 1
 
@@ -194,7 +201,7 @@ class Boundaries:
 
     def forward_ended(self, output: object) -> None:
         """A root's forward has ended, and the hook could not deal with it alone."""
-        activity, ident = self.activity, threading.get_ident()
+        activity, ident = self.activity, get_ident()
         if ident in (self._turns.server, None) or ident != activity.ident or self._turns.closed:
             return
         if in_backward():
@@ -203,52 +210,36 @@ class Boundaries:
         activity.depth = max(0, activity.depth - 1)
         if activity.depth:
             return
-        if torch.is_grad_enabled():
-            self.pending.add(output, self.steps.count)
-        if self._turns.queue and not activity.in_step and not self.steps.begun:
+        if self.pending.attention and torch.is_grad_enabled():
+            self.pending.follow(output)
+        if self._turns.queue and not self.steps.begun and not inside_step():
             self._turns.serve(grad=False, write=not self.backward_expected)
-
-    def optimizer_begins(self, optimizer: Optimizer) -> None:
-        """An optimizer is about to step."""
-        activity = self.activity
-        if in_backward() or not self._is_ours(optimizer):
-            return
-        if activity.alert or threading.get_ident() != activity.ident:
-            if self._turns.closed or self._turns.server == threading.get_ident():
-                return
-            activity.adopt()
-        activity.moves += 1
-        activity.depth = 0
-        if activity.alert:
-            self._turns.give_way()
-            if self._turns.queue and not self.steps.begun:
-                self._turns.serve(write=False)
-            if self._control is not None:
-                self._control.before_update(optimizer)
-        activity.in_step = True
 
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped."""
-        activity = self.activity
-        if not self._is_ours(optimizer):
+        if id(optimizer) not in self._ours and not self._is_ours(optimizer):
             return
-        if activity.alert or threading.get_ident() != activity.ident:
-            if self._turns.closed or self._turns.server == threading.get_ident():
-                return
-            if not in_backward():
-                activity.adopt()
-        self._updates += 1
-        if in_backward():
+        activity = self.activity
+        ident = get_ident()
+        if self._turns.closed or ident == self._turns.server:
+            return
+        if _backward_id() != _NO_BACKWARD:
+            self.pending.updates[id(optimizer)] = activity.moves
             self.steps.stepped_inside_backward()
             return
-        activity.moves += 1
-        activity.in_step = False
+        if ident != activity.ident:
+            activity.adopt()
+        moves = activity.moves = activity.moves + 1
+        activity.depth = 0
+        self.pending.updates[id(optimizer)] = moves
         self.steps.optimizer_stepped(id(optimizer))
         if activity.alert:
             self._turns.give_way()
-            self._after_update()
+            self._after_update(optimizer)
 
-    def _after_update(self) -> None:
+    def _after_update(self, optimizer: Optimizer) -> None:
+        if self._control is not None:
+            self._control.before_update(optimizer)
         for chore in self._chores:
             chore()
         if self.steps.complete:

@@ -39,7 +39,8 @@ class Registry:
     def __init__(self, models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer] = ()) -> None:
         self.models = dict(models)
         self._given = list(optimizers)
-        self._ours = {id(optimizer) for optimizer in optimizers}
+        self.ours = {id(optimizer) for optimizer in optimizers}
+        """Ids of the optimizers that are known to hold parameters of these models."""
         self._found: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self._step_count: Callable[[], int] = lambda: 0
 
@@ -75,7 +76,7 @@ class Registry:
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer's steps concern these models. Remembered after the first time."""
-        return id(optimizer) in self._ours or self._finds(optimizer)
+        return id(optimizer) in self.ours or self._finds(optimizer)
 
     def _finds(self, optimizer: Optimizer) -> bool:
         known = self._found.get(optimizer)
@@ -84,6 +85,6 @@ class Registry:
             known = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
             self._found[optimizer] = known
             if known:
-                self._ours.add(id(optimizer))
-                weakref.finalize(optimizer, self._ours.discard, id(optimizer)).atexit = False
+                self.ours.add(id(optimizer))
+                weakref.finalize(optimizer, self.ours.discard, id(optimizer)).atexit = False
         return known

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import nn
@@ -48,6 +48,7 @@ class SafePoint(Boundaries):
     Args:
         roots: the registered root modules; each gets one pre- and one post-hook.
         is_ours: whether an optimizer's steps concern these models.
+        ours: ids of optimizers of which that is known already; asking it costs less.
         optimizers: how many optimizers were given.
         boot_id: this machine's boot id, to recognise calls from the training thread itself.
         read_share: share of a running loop's time that reads may take; later ones wait.
@@ -59,12 +60,20 @@ class SafePoint(Boundaries):
         roots: Iterable[nn.Module],
         *,
         is_ours: Callable[[Optimizer], bool] = lambda optimizer: True,
+        ours: Collection[int] = (),
         optimizers: int = 0,
         boot_id: str = "",
         read_share: float = 0.05,
         scaler: Any = None,
     ) -> None:
-        super().__init__(roots, is_ours=is_ours, optimizers=optimizers, read_share=read_share, scaler=scaler)
+        super().__init__(
+            roots,
+            is_ours=is_ours,
+            ours=ours,
+            optimizers=optimizers,
+            read_share=read_share,
+            scaler=scaler,
+        )
         self._boot_id = boot_id
         self._read_share = read_share
         self._pid = os.getpid()
@@ -156,7 +165,7 @@ class SafePoint(Boundaries):
         return self._turns.run(fn, self._notes(kind))
 
     def _notes(self, kind: Kind) -> tuple[str, ...]:
-        pending = kind == "write" and self.pending.any(self.step_count, exact=False)
+        pending = kind == "write" and self.backward_expected
         return (_PENDING_NOTE,) if pending else ()
 
     def _wait(self, request: Request, deadline: float | None, cancelled: Cancelled | None) -> Answer[Any]:

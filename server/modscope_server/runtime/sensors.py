@@ -1,6 +1,6 @@
 """The hooks by which the safe point learns where the training thread is.
 
-One pre- and one post-hook on each registered root, and one pair of hooks for all optimizers of the
+One pre- and one post-hook on each registered root, and one post-hook for all optimizers of the
 process, which is registered once and never removed: torch iterates over the optimizer hooks lazily,
 so removing one while a step runs would raise in the training loop.
 
@@ -17,12 +17,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.compiler import is_compiling
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.compiler import is_dynamo_compiling
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from modscope_server.runtime.activity import Activity
@@ -59,7 +55,6 @@ class Listener(Protocol):
 
     def forward_begins(self, module: nn.Module) -> None: ...
     def forward_ended(self, output: object) -> None: ...
-    def optimizer_begins(self, optimizer: Optimizer) -> None: ...
     def optimizer_stepped(self, optimizer: Optimizer) -> None: ...
 
 
@@ -71,7 +66,6 @@ def listen_to_optimizers(listener: Listener) -> None:
     """Tell the listener of every optimizer step in this process until `stop_listening`."""
     global _listeners, _registered
     if not _registered:
-        register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
         _registered = True
     _listeners = (*_listeners, listener)
@@ -104,18 +98,8 @@ def root_hooks(root: nn.Module) -> list[tuple[str, RootHook]]:
     ]
 
 
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if is_compiling():
-        return
-    for listener in _listeners:
-        try:
-            listener.optimizer_begins(optimizer)
-        except Exception:
-            _report_fault()
-
-
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if is_compiling():
+    if is_dynamo_compiling():
         return
     for listener in _listeners:
         try:
@@ -159,17 +143,21 @@ class _Before(RootHook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, *rest: Any) -> None:
-        if is_compiling() or id(module) != self._root:
+        if is_dynamo_compiling() or id(module) != self._root:
             return
         self.fired += 1
         activity = self._activity
         if get_ident() == activity.ident:
             # A server thread sets `alert`, then reads `moves`; this one the other way round.
             activity.moves += 1
-            if not (activity.alert or activity.depth or activity.in_step) and _backward_id() == _NO_BACKWARD:
-                if _grad_enabled() and module.training and self._listener.steps.forward_is_news:
-                    self._listener.steps.forward_began()
+            if not (activity.alert or activity.depth) and _backward_id() == _NO_BACKWARD:
                 activity.depth = 1
+                listener = self._listener
+                if _grad_enabled():
+                    if not listener.pending.attention:
+                        listener.pending.unfollowed = activity.moves
+                    if listener.steps.forward_is_news and module.training:
+                        listener.steps.forward_began()
                 return
         try:
             self._listener.forward_begins(module)
@@ -183,7 +171,7 @@ class _After(RootHook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, *rest: Any) -> None:
-        if is_compiling() or id(module) != self._root:
+        if is_dynamo_compiling() or id(module) != self._root:
             return
         self.fired += 1
         activity = self._activity
@@ -192,8 +180,8 @@ class _After(RootHook):
                 activity.moves += 1
                 if not activity.alert and activity.depth == 1 and _backward_id() == _NO_BACKWARD:
                     activity.depth = 0
-                    if _grad_enabled():
-                        self._listener.pending.add(rest[-1], self._listener.steps.count)
+                    if self._listener.pending.attention and _grad_enabled():
+                        self._listener.pending.follow(rest[-1])
                     return
             self._listener.forward_ended(rest[-1])
         except Exception:
