@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import LBFGS, Adagrad, Optimizer
+from torch.optim import Optimizer
 
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.members import tensors
+from modscope_server.inspection.optimizer_memory import begin_anew
 from modscope_server.inspection.walk import walk
 
-__all__ = ["Groups"]
+__all__ = ["Group", "Groups"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """A live parameter group."""
+
+    index: int
+    """Counted over all optimizers."""
+    optimizer: Optimizer
+    place: int
+    """Its index in its optimizer."""
+    options: dict[str, Any]
+    """The group itself: its hyper-parameters and its "params"."""
+
+    @property
+    def params(self) -> list[torch.Tensor]:
+        """The parameters that it holds, as they are now."""
+        return list(self.options["params"])
+
+    def __str__(self) -> str:
+        return f"group {self.index} ({type(self.optimizer).__name__})"
 
 
 class Groups:
@@ -23,21 +47,26 @@ class Groups:
         self._index: dict[int, int] = {}
         self._holders: dict[int, list[Optimizer]] = {}
         self._kept: list[torch.Tensor] = []
-        index = 0
+        self._groups: list[Group] = []
         for optimizer in self._optimizers:
-            for group in list(optimizer.param_groups):
-                for param in list(group["params"]):
+            for place, options in enumerate(list(optimizer.param_groups)):
+                group = Group(len(self._groups), optimizer, place, options)
+                self._groups.append(group)
+                for param in group.params:
                     self._kept.append(param)
-                    self._index.setdefault(id(param), index)
+                    self._index.setdefault(id(param), group.index)
                     holders = self._holders.setdefault(id(param), [])
                     if optimizer not in holders:
                         holders.append(optimizer)
-                index += 1
 
     @classmethod
     def of(cls, optimizers: Iterable[Optimizer]) -> Groups:
         """The groups of the optimizers, counted in their order."""
         return cls(optimizers)
+
+    def __iter__(self) -> Iterator[Group]:
+        """The groups, in the order of their index."""
+        return iter(self._groups)
 
     def index(self, param: torch.Tensor) -> int | None:
         """Index of the group that holds the parameter, counted over all optimizers; None where none does."""
@@ -75,16 +104,8 @@ class Groups:
 
     def clear_state(self, param: torch.Tensor) -> bool:
         """Makes the optimizers begin anew with the parameter; whether any of them had state of it."""
-        cleared = False
-        for optimizer in self.holders(param):
-            if isinstance(optimizer, LBFGS):
-                cleared |= bool(optimizer.state)
-                optimizer.state.clear()
-            elif isinstance(optimizer, Adagrad):
-                cleared |= _restart_adagrad(optimizer, param)
-            else:
-                cleared |= bool(optimizer.state.pop(param, None))
-        return cleared
+        cleared = [begin_anew(optimizer, param) for optimizer in self.holders(param)]
+        return any(cleared)
 
     def count_for(self, root: nn.Module) -> int:
         """How many of the optimizers hold a parameter of the model."""
@@ -107,17 +128,3 @@ class Groups:
 def _params(optimizer: Optimizer) -> Iterator[torch.Tensor]:
     for group in list(optimizer.param_groups):
         yield from list(group["params"])
-
-
-@torch.no_grad()
-def _restart_adagrad(optimizer: Adagrad, param: torch.Tensor) -> bool:
-    """Adagrad makes its state when it is built and fails without it, so it goes back to that."""
-    kept = optimizer.state.get(param)
-    if not kept:
-        return False
-    for group in optimizer.param_groups:
-        if any(held is param for held in group["params"]):
-            start = group.get("initial_accumulator_value", 0.0)
-            kept["sum"].fill_(complex(start, start) if torch.is_complex(param) else start)
-            kept["step"].zero_()
-    return True

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
-__all__ = ["Located", "LocatedTensor", "ModuleRecord", "StatsRecord", "TensorRecord"]
+__all__ = [
+    "Located",
+    "LocatedTensor",
+    "ModuleRecord",
+    "OptimizerGroup",
+    "Plain",
+    "StatsRecord",
+    "TensorRecord",
+]
+
+Plain: TypeAlias = "bool | int | float | str | list[Plain] | None"
+"""What a hyper-parameter is outside of the process: JSON without objects."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,3 +131,29 @@ class TensorRecord:
     """Set only where it was asked for."""
     persistent: bool | None = None
     """Whether a buffer is part of the state_dict; None for a parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerGroup:
+    """A parameter group of an optimizer, as one model sees it."""
+
+    optimizer: str
+    """Class of the optimizer, such as "AdamW"."""
+    index: int
+    """Counted over all optimizers."""
+    lr: float | None
+    """None where the optimizer has none."""
+    weight_decay: float | None
+    """None where the optimizer has none."""
+    parameters: tuple[str, ...]
+    """Paths of the model's parameters that it holds, in its order."""
+    options: Mapping[str, Plain]
+    """All other hyper-parameters by name."""
+    state_keys: tuple[str, ...]
+    """Keys of what it keeps of a parameter, such as "exp_avg"; empty before its first step."""
+    strangers: tuple[str, ...]
+    """Parameters that it holds and that no registered model has, each as dtype and shape."""
+    base_lr: float | None
+    """Learning rate from which a scheduler computes; None where none is known."""
+    scheduler: str
+    """Class of the scheduler that is known to set its lr; empty where none is."""
