@@ -194,7 +194,7 @@ def _by_hand() -> Loop:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    parameter -= 1e-3 * parameter.grad
+                    parameter.sub_(1e-3 * parameter.grad)
                     parameter.grad.zero_()
         loop.marks()
 
