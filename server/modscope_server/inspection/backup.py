@@ -38,14 +38,24 @@ class Backup:
         """The tensors that are kept."""
         return [tensor for tensor, _, _ in self._kept.values()]
 
+    @property
+    def copies(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The tensors that are kept, each with the copy of its value."""
+        return [(tensor, copy) for tensor, _, copy in self._kept.values()]
+
     def restore(self) -> None:
         """Give every tensor its memory and its value back."""
-        for tensor, alias, copy in self._kept.values():
-            if not _same_place(tensor, alias):
-                tensor.data = alias
-            if not same_bits(alias, copy):
-                with writing_to(alias):
-                    alias.copy_(copy)
+        for tensor in self.tensors:
+            self.restore_one(tensor)
+
+    def restore_one(self, tensor: torch.Tensor) -> None:
+        """Give a tensor that is kept its memory and its value back."""
+        _, alias, copy = self._kept[id(tensor)]
+        if not _same_place(tensor, alias):
+            tensor.data = alias
+        if not same_bits(alias, copy):
+            with writing_to(alias):
+                alias.copy_(copy)
 
 
 class Bindings:
