@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, ModscopeError, from_rpc, no_safe_point, stalled
 from modscope_client.memory import Memory, keep_message_blocks
-from modscope_client.rpcs import AT_ONCE, Rpc
+from modscope_client.rpcs import Rpc
 from modscope_client.transport import grpc
 
 __all__ = ["Calls", "Origin", "Stream"]
@@ -70,12 +70,18 @@ class Calls:
             response: R = call(request, timeout=self.timeout, metadata=self.endpoint.metadata())
         return response
 
-    def listing(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None]) -> None:
-        """Give each response to one request to `take`, the last of them before the deadline."""
+    def listing(
+        self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None], *, seconds: float | None = None
+    ) -> None:
+        """Give each response to one request to `take`, the last of them before the deadline.
+
+        seconds: until the deadline, where it is not `timeout`.
+        """
         self._check()
         with self._errors(rpc):
             stream = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
-            started = stream(request, timeout=self.timeout, metadata=self.endpoint.metadata())
+            deadline = seconds or self.timeout
+            started = stream(request, timeout=deadline, metadata=self.endpoint.metadata())
             try:
                 for message in started:
                     take(message)
@@ -188,7 +194,7 @@ class Calls:
         try:
             yield
         except grpc.RpcError as error:
-            waited = None if rpc is None or rpc in AT_ONCE else self.timeout
+            waited = None if rpc is None or rpc.at_once else self.timeout
             raise from_rpc(error, self.endpoint.address, waited=waited) from None
         except ValueError as error:
             # What grpc raises on a channel that another thread has closed meanwhile.

@@ -15,7 +15,7 @@ from typing import Any
 from modscope_client.address import Address, parse_address
 from modscope_client.discovery import locate
 from modscope_client.errors import FailedPrecondition, InvalidArgument, Unavailable
-from modscope_client.rpcs import READS
+from modscope_client.rpcs import RETRIED
 from modscope_client.transport import grpc
 
 __all__ = [
@@ -56,7 +56,7 @@ _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
             {
-                "name": [{"service": rpc.service, "method": rpc.name} for rpc in READS],
+                "name": [{"service": service, "method": name} for service, name in RETRIED],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.1s",

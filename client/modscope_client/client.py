@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from modscope.v1 import model_service_pb2
 from modscope_client import convert, rpcs
@@ -12,6 +13,9 @@ from modscope_client.channel import DEFAULT_TIMEOUT, Endpoint, check_timeout
 from modscope_client.convert import request
 from modscope_client.handles import RemoteModel
 from modscope_client.types import ModelInfo
+
+if TYPE_CHECKING:
+    from modscope_client.run import Run
 
 __all__ = ["Client", "connect"]
 
@@ -43,6 +47,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._calls = Calls(endpoint, timeout)
+        self._run: Run | None = None
 
     def __repr__(self) -> str:
         return f"<modscope_client.Client of {self.address}{', closed' if self._calls.closed else ''}>"
@@ -65,8 +70,22 @@ class Client:
         """Seconds that a call may take, and that a transfer may stand still."""
         return self._calls.timeout
 
+    @property
+    def run(self) -> Run:
+        """The training run: its status, pausing, stepping, breaks."""
+        from modscope_client.run import Run
+
+        if self._run is None:
+            self._run = Run(self._calls)
+        return self._run
+
     def close(self) -> None:
-        """End the connection and all that runs on it. Idempotent."""
+        """End the connection and all that runs on it. Idempotent.
+
+        A pause of this client goes on until its lease ends.
+        """
+        if self._run is not None:
+            self._run.close()
         self._calls.close()
 
     def models(self) -> list[ModelInfo]:

@@ -36,6 +36,7 @@ __all__ = [
     "parameter_info",
     "request",
     "scalar",
+    "seconds",
     "spec",
     "stats",
     "tensor_spec",
@@ -248,12 +249,15 @@ def operation(m: operation_pb2.Operation) -> types.Operation:
         tuple(m.paths),
         m.step,
         m.who,
-        _seconds(m.time),
+        seconds(m.time),
         m.outcome,
         dict(m.before) or None,
         dict(m.after) or None,
         m.undone,
         tuple(m.notes),
+        m.request_id,
+        m.undoes,
+        m.not_undoable,
     )
 
 
@@ -279,7 +283,7 @@ def event(m: event_pb2.Event, arrays: Iterable[types.Array | None]) -> types.Eve
         m.type,
         _HOOK_NAMES.get(m.hook, ""),
         m.call,
-        _seconds(m.time),
+        seconds(m.time),
         [_value(value, array) for value, array in zip(m.values, arrays, strict=True)],
         m.dropped,
         m.raw_path,
@@ -315,7 +319,8 @@ def tensor_spec(m: tensor_pb2.TensorHeader) -> types.TensorSpec:
     return types.TensorSpec(m.key, *spec(m.spec))
 
 
-def _seconds(time: Timestamp) -> float:
+def seconds(time: Timestamp) -> float:
+    """Unix seconds."""
     return time.seconds + time.nanos / 1e9
 
 

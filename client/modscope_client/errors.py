@@ -3,6 +3,7 @@
 ModscopeError
     NotFound               no such model, path or match: correct the name
     InvalidArgument        the arguments have no meaning for this model: correct them
+        NoSuchFile         there is no such file here: correct its name
     FailedPrecondition     the model is not in a state for it: bring it there, or ask for less
     Unauthenticated        no token, or a wrong one
     PermissionDenied       the token or the server does not admit it
@@ -30,6 +31,7 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "ModscopeError",
+    "NoSuchFile",
     "NotFound",
     "PermissionDenied",
     "ResourceExhausted",
@@ -89,6 +91,10 @@ class InvalidArgument(ModscopeError, ValueError):
     """An argument has no meaning, or does not fit the model."""
 
     code = "INVALID_ARGUMENT"
+
+
+class NoSuchFile(InvalidArgument, FileNotFoundError):
+    """A file of this host that is not there."""
 
 
 class PermissionDenied(ModscopeError):

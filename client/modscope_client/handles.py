@@ -8,11 +8,11 @@ from modscope.paths import literal
 from modscope_client import requests
 from modscope_client.model_changes import ModelChanges
 from modscope_client.model_reads import ModelReads
-from modscope_client.types import BufferInfo, ModuleInfo, Operation, ParameterInfo
+from modscope_client.types import BufferInfo, ModuleInfo, ParameterInfo
 
 if TYPE_CHECKING:
     from modscope_client.subscription import Subscription
-    from modscope_client.types import Array
+    from modscope_client.types import Array, Operation
 
 __all__ = ["RemoteModel", "RemoteModule", "RemoteParameter"]
 
@@ -68,13 +68,13 @@ class RemoteModule:
         """Its buffers and those of the modules below it, in order."""
         return self.model.buffers(self.path or "*", type, stats=stats)
 
-    def freeze(self, type: str | type | None = None, force: bool = False) -> Operation:
-        """Freeze all parameters in it."""
-        return self.model.freeze(self.path or "*", type, force)
+    def freeze(self, type: str | type | None = None, force: bool = False, **options: Any) -> Operation:
+        """Freeze all parameters in it, with the options of RemoteModel.freeze."""
+        return self.model.freeze(self.path or "*", type, force, **options)
 
-    def unfreeze(self, type: str | type | None = None) -> Operation:
-        """Unfreeze all parameters in it."""
-        return self.model.unfreeze(self.path or "*", type)
+    def unfreeze(self, type: str | type | None = None, **options: Any) -> Operation:
+        """Unfreeze all parameters in it, with the options of RemoteModel.unfreeze."""
+        return self.model.unfreeze(self.path or "*", type, **options)
 
     def reinitialize(self, **options: Any) -> Operation:
         """Initialise it and the modules below it anew, with the options of RemoteModel.reinitialize."""
@@ -111,13 +111,13 @@ class RemoteParameter:
         """Write it in place, with the options of RemoteModel.write."""
         return self.model.write(self.path, array, **options)
 
-    def freeze(self, force: bool = False) -> Operation:
-        """Set its requires_grad to False."""
-        return self.model.freeze(self.path, force=force)
+    def freeze(self, force: bool = False, **options: Any) -> Operation:
+        """Set its requires_grad to False, with the options of RemoteModel.freeze."""
+        return self.model.freeze(self.path, force=force, **options)
 
-    def unfreeze(self) -> Operation:
-        """Set its requires_grad to True."""
-        return self.model.unfreeze(self.path)
+    def unfreeze(self, **options: Any) -> Operation:
+        """Set its requires_grad to True, with the options of RemoteModel.unfreeze."""
+        return self.model.unfreeze(self.path, **options)
 
     def digest(self) -> str:
         """The digest of its elements."""

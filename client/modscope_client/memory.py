@@ -2,12 +2,15 @@
 
 The system hands out fresh memory page by page as it is touched, which can take longer than the
 transfer that fills it. So a client that asks for a state_dict again and again keeps the memory of the
-last one, up to 1 GiB, until the next or until it is closed.
+last one, up to 1 GiB, for ten seconds, until the next or until it is closed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import queue
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Memory", "keep_message_blocks"]
 
 _MOST_KEPT = 1 << 30
+_KEEP_SECONDS = 10.0
 _LARGER_THAN_MESSAGES = 8 << 20
 
 
@@ -41,15 +45,20 @@ class Memory:
         # A deque, because blocks come back whenever the garbage collector likes, in any thread.
         self._free: deque[Block] = deque()
         self._keeps = True
+        # Of this kind, because it may be put into even while the same thread is putting or taking.
+        self._returned: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._tidied = False
 
     def take(self, sizes: Iterable[int]) -> list[Block]:
         """A block of each size, its bytes of any value. Free blocks of other sizes go back to the system."""
         import numpy
 
+        self._start_tidying()
         free: dict[int, list[Block]] = {}
-        while self._free:
-            block = self._free.popleft()
-            free.setdefault(block.nbytes, []).append(block)
+        with contextlib.suppress(IndexError):
+            while True:
+                block = self._free.popleft()
+                free.setdefault(block.nbytes, []).append(block)
         wanted = list(sizes)
         found = [free[size].pop() if free.get(size) else None for size in wanted]
         free.clear()
@@ -62,6 +71,17 @@ class Memory:
         """Give all free blocks to the system, and from now on each one that becomes free."""
         self._keeps = False
         self._free.clear()
+        self._returned.put(False)
+
+    def _start_tidying(self) -> None:
+        """A thread that lets free blocks go when none has come back for a while; asleep until one does."""
+        if not self._tidied and self._keeps:
+            self._tidied = True
+            weakref.finalize(self, self._returned.put, False).atexit = False
+            thread = threading.Thread(
+                target=_tidy, args=(self._free, self._returned), name="modscope-memory", daemon=True
+            )
+            thread.start()
 
     def _lend(self, block: Block) -> Block:
         import numpy
@@ -74,3 +94,13 @@ class Memory:
     def _return(self, block: Block) -> None:
         if self._keeps and sum(kept.nbytes for kept in self._free) + block.nbytes <= _MOST_KEPT:
             self._free.append(block)
+            self._returned.put(True)
+
+
+def _tidy(free: deque[Block], returned: queue.SimpleQueue[bool]) -> None:
+    while returned.get():
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if not returned.get(timeout=_KEEP_SECONDS):
+                    return
+        free.clear()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modscope import wire
 from modscope.paths import literal
-from modscope.v1 import hook_service_pb2, model_service_pb2, parameter_service_pb2
+from modscope.v1 import hook_service_pb2, model_service_pb2, operation_pb2, parameter_service_pb2
 from modscope_client import convert
 from modscope_client.convert import request
 from modscope_client.errors import InvalidArgument
@@ -21,6 +21,7 @@ __all__ = [
     "list_buffers",
     "list_modules",
     "list_parameters",
+    "options",
     "reinitialize",
     "subtree",
     "unfreeze",
@@ -66,22 +67,62 @@ def list_buffers(
     )
 
 
+def options(
+    expected: Mapping[str, str] | None, dry_run: bool, request_id: str | None
+) -> operation_pb2.ChangeOptions | None:
+    """What a change asks for beyond its own arguments; None where that is nothing."""
+    if expected is None and not dry_run and request_id is None:
+        return None
+    return request(operation_pb2.ChangeOptions, expected=expected, dry_run=dry_run, request_id=request_id)
+
+
 def freeze(
-    model: str, glob: str, type: str | type | None, *, force: bool
+    model: str,
+    glob: str,
+    type: str | type | None,
+    *,
+    force: bool,
+    norm_stats: bool,
+    options: operation_pb2.ChangeOptions | None = None,
 ) -> parameter_service_pb2.FreezeRequest:
     """Asks to freeze parameters."""
     return request(
-        parameter_service_pb2.FreezeRequest, model=model, glob=glob, type=_type_name(type), force=force
+        parameter_service_pb2.FreezeRequest,
+        model=model,
+        glob=glob,
+        type=_type_name(type),
+        force=force,
+        norm_stats=norm_stats,
+        options=options,
     )
 
 
-def unfreeze(model: str, glob: str, type: str | type | None) -> parameter_service_pb2.UnfreezeRequest:
+def unfreeze(
+    model: str,
+    glob: str,
+    type: str | type | None,
+    *,
+    options: operation_pb2.ChangeOptions | None = None,
+) -> parameter_service_pb2.UnfreezeRequest:
     """Asks to unfreeze parameters."""
-    return request(parameter_service_pb2.UnfreezeRequest, model=model, glob=glob, type=_type_name(type))
+    return request(
+        parameter_service_pb2.UnfreezeRequest,
+        model=model,
+        glob=glob,
+        type=_type_name(type),
+        options=options,
+    )
 
 
 def write(
-    model: str, path: str, array: Any, *, cast: bool, fill: Any, allow_non_finite: bool
+    model: str,
+    path: str,
+    array: Any,
+    *,
+    cast: bool,
+    fill: Any,
+    allow_non_finite: bool,
+    options: operation_pb2.ChangeOptions | None = None,
 ) -> tuple[parameter_service_pb2.WriteTensorRequest, TensorData | None]:
     """Asks to write one tensor, and what to send after it.
 
@@ -104,6 +145,7 @@ def write(
         fill=None if fill is None else convert.scalar(fill, "fill"),
         cast=cast or not (tensor is None or is_tensor_like(array)),
         allow_non_finite=allow_non_finite,
+        options=options,
     )
     return first, tensor
 
@@ -117,8 +159,8 @@ def reinitialize(
     seed: int | None,
     *,
     reset_optimizer: bool,
-    dry_run: bool,
     arguments: Mapping[str, Any],
+    options: operation_pb2.ChangeOptions | None = None,
 ) -> parameter_service_pb2.ReinitializeRequest:
     """Asks to initialise parameters anew."""
     return request(
@@ -131,7 +173,8 @@ def reinitialize(
         arguments={name: convert.scalar(value, name) for name, value in arguments.items()},
         seed=seed,
         keep_optimizer_state=not reset_optimizer,
-        dry_run=dry_run,
+        dry_run=None if options is None else options.dry_run,
+        options=options,
     )
 
 

@@ -1,6 +1,7 @@
 """The rpcs of the contract: name, how a request becomes bytes, how bytes become a response.
 
-A message that carries bulk in its field `data` is handled as a `wire.Frame`, everywhere.
+A message that carries bulk in its field `data` is handled as a `wire.Frame`, everywhere. The rpcs that
+a listing has no use for are in modules of their own: ledger, optimizers, snapshots, run_control.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from modscope.v1 import state_dict_service_pb2 as state_dicts
 from modscope.wire import Frame
 
 __all__ = [
-    "AT_ONCE",
     "DOWNLOAD",
     "FORWARD",
     "FREEZE",
@@ -37,12 +37,15 @@ __all__ = [
     "READ_TENSOR",
     "READ_TENSORS",
     "REINITIALIZE",
+    "RETRIED",
     "STOP_WATCH",
     "UNFREEZE",
     "UPLOAD",
     "WATCH",
     "WRITE_TENSOR",
     "Rpc",
+    "bulk_up",
+    "plain",
 ]
 
 Request = TypeVar("Request")
@@ -65,6 +68,8 @@ class Rpc(Generic[Request, Response]):
     """A request's wire bytes."""
     decode: Callable[[bytes], Response]
     """The response that wire bytes are."""
+    at_once: bool = False
+    """Whether it waits for no step boundary."""
 
     @property
     def path(self) -> str:
@@ -72,15 +77,17 @@ class Rpc(Generic[Request, Response]):
         return f"/{self.service}/{self.name}"
 
 
-def _plain(service: str, request: type[Q], response: type[R]) -> Rpc[Q, R]:
-    return Rpc(service, _name(request), request.SerializeToString, response.FromString)
+def plain(service: str, request: type[Q], response: type[R], *, at_once: bool = False) -> Rpc[Q, R]:
+    """An rpc whose messages carry no bulk."""
+    return Rpc(service, _name(request), request.SerializeToString, response.FromString, at_once)
 
 
 def _bulk_down(service: str, request: type[Q], response: type[R]) -> Rpc[Q, Frame[R]]:
     return Rpc(service, _name(request), request.SerializeToString, wire.decoder(response.FromString))
 
 
-def _bulk_up(service: str, request: type[Q], response: type[R]) -> Rpc[Frame[Q], R]:
+def bulk_up(service: str, request: type[Q], response: type[R]) -> Rpc[Frame[Q], R]:
+    """An rpc whose requests carry bulk."""
     return Rpc(service, _name(request), wire.encode, response.FromString)
 
 
@@ -111,32 +118,32 @@ _PARAMETERS = "modscope.v1.ParameterService"
 _STATE_DICTS = "modscope.v1.StateDictService"
 _HOOKS = "modscope.v1.HookService"
 
-LIST_MODELS = _plain(_MODELS, models.ListModelsRequest, models.ListModelsResponse)
-GET_MODEL = _plain(_MODELS, models.GetModelRequest, models.GetModelResponse)
-LIST_CHILDREN = _plain(_MODELS, models.ListChildrenRequest, models.ListChildrenResponse)
-LIST_MODULES = _plain(_MODELS, models.ListModulesRequest, models.ListModulesResponse)
-GET_MODULE = _plain(_MODELS, models.GetModuleRequest, models.GetModuleResponse)
+LIST_MODELS = plain(_MODELS, models.ListModelsRequest, models.ListModelsResponse, at_once=True)
+GET_MODEL = plain(_MODELS, models.GetModelRequest, models.GetModelResponse, at_once=True)
+LIST_CHILDREN = plain(_MODELS, models.ListChildrenRequest, models.ListChildrenResponse, at_once=True)
+LIST_MODULES = plain(_MODELS, models.ListModulesRequest, models.ListModulesResponse, at_once=True)
+GET_MODULE = plain(_MODELS, models.GetModuleRequest, models.GetModuleResponse, at_once=True)
 FORWARD = _bulk_both(_MODELS, models.ForwardRequest, models.ForwardResponse)
 
-LIST_PARAMETERS = _plain(_PARAMETERS, parameters.ListParametersRequest, parameters.ListParametersResponse)
-LIST_BUFFERS = _plain(_PARAMETERS, parameters.ListBuffersRequest, parameters.ListBuffersResponse)
-GET_TENSOR = _plain(_PARAMETERS, parameters.GetTensorRequest, parameters.GetTensorResponse)
+LIST_PARAMETERS = plain(_PARAMETERS, parameters.ListParametersRequest, parameters.ListParametersResponse)
+LIST_BUFFERS = plain(_PARAMETERS, parameters.ListBuffersRequest, parameters.ListBuffersResponse)
+GET_TENSOR = plain(_PARAMETERS, parameters.GetTensorRequest, parameters.GetTensorResponse)
 READ_TENSOR = Rpc(
     _PARAMETERS, "ReadTensor", parameters.ReadTensorRequest.SerializeToString, _read_tensor_response
 )
 READ_TENSORS = _bulk_down(_PARAMETERS, parameters.ReadTensorsRequest, parameters.ReadTensorsResponse)
-WRITE_TENSOR = _bulk_up(_PARAMETERS, parameters.WriteTensorRequest, parameters.WriteTensorResponse)
-FREEZE = _plain(_PARAMETERS, parameters.FreezeRequest, parameters.FreezeResponse)
-UNFREEZE = _plain(_PARAMETERS, parameters.UnfreezeRequest, parameters.UnfreezeResponse)
-REINITIALIZE = _plain(_PARAMETERS, parameters.ReinitializeRequest, parameters.ReinitializeResponse)
+WRITE_TENSOR = bulk_up(_PARAMETERS, parameters.WriteTensorRequest, parameters.WriteTensorResponse)
+FREEZE = plain(_PARAMETERS, parameters.FreezeRequest, parameters.FreezeResponse)
+UNFREEZE = plain(_PARAMETERS, parameters.UnfreezeRequest, parameters.UnfreezeResponse)
+REINITIALIZE = plain(_PARAMETERS, parameters.ReinitializeRequest, parameters.ReinitializeResponse)
 
-LIST_KEYS = _plain(_STATE_DICTS, state_dicts.ListKeysRequest, state_dicts.ListKeysResponse)
+LIST_KEYS = plain(_STATE_DICTS, state_dicts.ListKeysRequest, state_dicts.ListKeysResponse, at_once=True)
 DOWNLOAD = _bulk_down(_STATE_DICTS, state_dicts.DownloadRequest, state_dicts.DownloadResponse)
-UPLOAD = _bulk_up(_STATE_DICTS, state_dicts.UploadRequest, state_dicts.UploadResponse)
+UPLOAD = bulk_up(_STATE_DICTS, state_dicts.UploadRequest, state_dicts.UploadResponse)
 
 WATCH = _bulk_down(_HOOKS, hooks.WatchRequest, hooks.WatchResponse)
-STOP_WATCH = _plain(_HOOKS, hooks.StopWatchRequest, hooks.StopWatchResponse)
-LIST_HOOKS = _plain(_HOOKS, hooks.ListHooksRequest, hooks.ListHooksResponse)
+STOP_WATCH = plain(_HOOKS, hooks.StopWatchRequest, hooks.StopWatchResponse, at_once=True)
+LIST_HOOKS = plain(_HOOKS, hooks.ListHooksRequest, hooks.ListHooksResponse, at_once=True)
 
 READS = (
     LIST_MODELS,
@@ -153,9 +160,16 @@ READS = (
     DOWNLOAD,
     LIST_HOOKS,
 )
-"""Those that change nothing and may be sent again where a connection was lost."""
+"""Those that change nothing, as far as a listing imports them."""
 
-AT_ONCE = frozenset(
-    {LIST_MODELS, GET_MODEL, LIST_CHILDREN, LIST_MODULES, GET_MODULE, LIST_KEYS, STOP_WATCH, LIST_HOOKS}
+RETRIED = (
+    *((rpc.service, rpc.name) for rpc in READS),
+    ("modscope.v1.OperationService", "ListOperations"),
+    ("modscope.v1.OperationService", "GetOperation"),
+    ("modscope.v1.OptimizerService", "ListOptimizers"),
+    ("modscope.v1.SnapshotService", "ListSnapshots"),
+    ("modscope.v1.RunService", "GetRunStatus"),
+    ("modscope.v1.RunService", "ListBreaks"),
+    ("modscope.v1.RunService", "WaitForPause"),
 )
-"""Those that wait for no step boundary."""
+"""Service and name of all that may be sent again, those included whose messages are imported later."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from modscope import wire
 from modscope.tensor import byte_size, chunks
-from modscope.v1 import state_dict_service_pb2, tensor_pb2
+from modscope.v1 import operation_pb2, state_dict_service_pb2, tensor_pb2
 from modscope.wire import Frame
 from modscope_client import arrays, convert
-from modscope_client.errors import Internal, InvalidArgument
+from modscope_client.errors import Internal, InvalidArgument, NoSuchFile
 from modscope_client.memory import Memory
 from modscope_client.transfer import Fill, Sink
 from modscope_client.types import StateDictKeys, TensorSpec
@@ -118,12 +118,19 @@ class Upload:
         return sum(spec.nbytes for spec, _ in self.parts)
 
     def frames(
-        self, model: str, *, strict: bool, progress: Progress | None
+        self,
+        model: str,
+        *,
+        strict: bool,
+        progress: Progress | None,
+        options: operation_pb2.ChangeOptions | None = None,
     ) -> Iterator[Frame[state_dict_service_pb2.UploadRequest]]:
         """The requests of one Upload: what follows, then the bytes."""
         request = state_dict_service_pb2.UploadRequest
         entries = [_header(spec) for spec, _ in self.parts]
-        yield Frame(convert.request(request, model=model, entries=entries, lenient=not strict))
+        yield Frame(
+            convert.request(request, model=model, entries=entries, lenient=not strict, options=options)
+        )
         more, done, total = request(), 0, self.total
         if progress:
             progress(0, total)
@@ -142,7 +149,8 @@ class Upload:
 def open_upload(source: str | os.PathLike[str] | Mapping[str, Any]) -> AbstractContextManager[Upload]:
     """What a file or a mapping holds; leaving the context closes the file.
 
-    Raises InvalidArgument for a file that is no safetensors file, and for a value that is no tensor.
+    Raises InvalidArgument for a file that is no safetensors file, and for a value that is no tensor;
+    NoSuchFile, which is one too, for a file that is not there.
     """
     if isinstance(source, Mapping):
         return nullcontext(Upload([_part(key, value) for key, value in _carried(source)]))
@@ -172,7 +180,14 @@ class _FileUpload:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from modscope_client.safetensors_file import Reader
 
-        self._reader = Reader(path)
+        try:
+            self._reader = Reader(path)
+        except FileNotFoundError as error:
+            raise NoSuchFile(
+                f"there is no file {os.fspath(path)!r} here",
+                hint="the path is of this host, not of the server's; correct it",
+                details={"field": "file"},
+            ) from error
 
     def __enter__(self) -> Upload:
         reader = self._reader

@@ -1,8 +1,11 @@
-"""What the client gives back: frozen records, one per noun of the contract."""
+"""What the client gives back: frozen records, one per noun of the contract.
+
+Those that a listing has no use for are imported when they are first used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +16,40 @@ if TYPE_CHECKING:
 
     import numpy
 
+    from modscope_client.change_types import (
+        LoadResult,
+        Operation,
+        OperationList,
+        OptimizerGroup,
+        OptimizerList,
+        Snapshot,
+    )
+    from modscope_client.run_types import Break, Lease, Metric, MetricPoint, Pause, RunStatus
+
     Array: TypeAlias = numpy.ndarray[Any, numpy.dtype[Any]] | TensorData
 
 __all__ = [
+    "Break",
     "BufferInfo",
     "Event",
     "Histogram",
     "HookInfo",
+    "Lease",
     "LoadResult",
+    "Metric",
+    "MetricPoint",
     "ModelInfo",
     "ModuleInfo",
     "Opaque",
     "Operation",
+    "OperationList",
+    "OptimizerGroup",
+    "OptimizerList",
     "ParameterInfo",
+    "Pause",
+    "RunStatus",
     "ServerInfo",
+    "Snapshot",
     "StateDictKeys",
     "Stats",
     "TensorData",
@@ -35,6 +58,22 @@ __all__ = [
     "ValueInfo",
     "WatchCounters",
 ]
+
+_HOMES = {
+    **dict.fromkeys(
+        ("LoadResult", "Operation", "OperationList", "OptimizerGroup", "OptimizerList", "Snapshot"),
+        "change_types",
+    ),
+    **dict.fromkeys(("Break", "Lease", "Metric", "MetricPoint", "Pause", "RunStatus"), "run_types"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"modscope_client.{_HOMES[name]}")
+    value = globals()[name] = getattr(module, name)
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,48 +298,6 @@ class HookInfo:
     """How often it has fired."""
     last_step: int | None
     """step_count when it fired last; None where it has not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """What one mutating call did."""
-
-    id: str
-    """Identifies it on its server."""
-    kind: str
-    """Which verb: "write", "freeze", "unfreeze", "reinitialize", "load_state_dict"."""
-    model: str
-    """Name of the model."""
-    paths: tuple[str, ...]
-    """Paths of the tensors that it touched, or would touch in a dry run."""
-    step: int
-    """step_count at which it took effect."""
-    who: str
-    """Role of the token that asked for it, and from where."""
-    time: float
-    """When it took effect, in Unix seconds."""
-    outcome: str
-    """"applied" or "dry_run"."""
-    before: Mapping[str, str] | None = field(default=None, hash=False)
-    """Digest of each touched tensor before; None until the ledger exists."""
-    after: Mapping[str, str] | None = field(default=None, hash=False)
-    """Digest of each touched tensor after; None until the ledger exists."""
-    undone: bool = False
-    """Whether it has been undone."""
-    notes: tuple[str, ...] = ()
-    """What the caller should know, such as a parameter that no optimizer holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadResult:
-    """What a load of a state_dict did; key lists as torch.nn.Module.load_state_dict gives them."""
-
-    operation: Operation
-    """The operation."""
-    missing_keys: list[str] = field(hash=False)
-    """Keys of the model that were not sent."""
-    unexpected_keys: list[str] = field(hash=False)
-    """Keys that were sent and the model does not have."""
 
 
 @dataclass(frozen=True, slots=True)

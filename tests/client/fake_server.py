@@ -26,11 +26,13 @@ _SHAPES = {
     "Forward": (True, True),
     "WriteTensor": (True, False),
     "Upload": (True, False),
+    "Transact": (True, False),
     "ListModules": (False, True),
     "ListParameters": (False, True),
     "ReadTensors": (False, True),
     "Download": (False, True),
     "Watch": (False, True),
+    "WaitForPause": (False, True),
 }
 
 

@@ -50,7 +50,10 @@ def surface(kind: type) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["Client", "RemoteModel", "RemoteModule", "RemoteParameter", "Subscription"])
+@pytest.mark.parametrize(
+    "name",
+    ["Client", "RemoteModel", "RemoteModule", "RemoteParameter", "Run", "Subscription", "Transaction"],
+)
 def test_the_twins_have_the_same_names_and_arguments(name: str) -> None:
     mine, theirs = surface(getattr(aio, name)), surface(getattr(modscope_client, name))
     assert list(mine) == list(theirs)
@@ -61,7 +64,7 @@ def test_the_twins_have_the_same_names_and_arguments(name: str) -> None:
 
 
 def test_everything_that_asks_is_awaited() -> None:
-    local = {"module", "parameter", "watch"}
+    local = {"module", "parameter", "transaction", "watch"}
     for name in ("RemoteModel", "RemoteModule", "RemoteParameter"):
         for member, method in inspect.getmembers(getattr(aio, name), inspect.isfunction):
             if not member.startswith("_"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any
 
 import numpy
@@ -11,6 +12,7 @@ import torch
 
 from modscope_client import memory
 from modscope_client.memory import Memory
+from tests.end_to_end.serving import until
 
 
 def addresses(blocks: list[Any]) -> list[int]:
@@ -66,6 +68,35 @@ def test_no_more_is_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None
     blocks = pool.take([1000, 1000, 1000])
     del blocks
     assert sum(block.nbytes for block in pool._free) == 2000
+
+
+def test_what_nobody_uses_goes_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_KEEP_SECONDS", 0.01)
+    pool = Memory()
+    for _ in range(2):
+        blocks = pool.take([1 << 20, 2 << 20])
+        del blocks
+        until(lambda: not pool._free, "the blocks that came back are let go")
+    held = pool.take([1 << 20])
+    assert len(held) == 1, "a pool that was tidied lends as before"
+
+
+def tidying() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "modscope-memory"]
+
+
+@pytest.mark.parametrize("end", [Memory.close, lambda pool: None])
+def test_no_thread_is_left_of_one_that_is_closed_or_forgotten(end: Any) -> None:
+    gc.collect()
+    until(lambda: not tidying(), "the threads of other tests are gone")
+    pool = Memory()
+    blocks = pool.take([1000])
+    del blocks
+    assert len(tidying()) == 1
+    end(pool)
+    del pool
+    gc.collect()
+    until(lambda: not tidying(), "its thread has ended")
 
 
 def test_a_closed_one_keeps_nothing() -> None:

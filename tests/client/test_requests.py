@@ -40,7 +40,7 @@ def test_a_class_is_its_qualified_name() -> None:
         (None, ""),
     ):
         assert requests.list_modules("m", "*", type_, None, None).type == expected
-        assert requests.freeze("m", "*", type_, force=True).type == expected
+        assert requests.freeze("m", "*", type_, force=True, norm_stats=False).type == expected
 
 
 def test_depth_is_counted_from_a_root() -> None:
@@ -72,7 +72,7 @@ def test_numbers_in_lists_take_the_targets_dtype_and_arrays_do_not() -> None:
 
 def test_schemes_and_their_arguments() -> None:
     asked = requests.reinitialize(
-        "m", "*", None, "weight", "normal_", 7, reset_optimizer=False, dry_run=True,
+        "m", "*", None, "weight", "normal_", 7, reset_optimizer=False, options=requests.options(None, True, None),
         arguments={"mean": 0, "std": 0.02, "nonlinearity": "relu"},
     )  # fmt: skip
     assert asked.seed == 7 and asked.parameter == "weight" and asked.keep_optimizer_state and asked.dry_run
@@ -80,12 +80,10 @@ def test_schemes_and_their_arguments() -> None:
     assert asked.arguments["nonlinearity"].text == "relu"
     with pytest.raises(InvalidArgument, match="std"):
         requests.reinitialize(
-            "m", "*", None, None, "normal_", None, reset_optimizer=True, dry_run=False, arguments={"std": [1]}
+            "m", "*", None, None, "normal_", None, reset_optimizer=True, arguments={"std": [1]}
         )
     with pytest.raises(InvalidArgument, match="seed"):
-        requests.reinitialize(
-            "m", "*", None, None, "normal_", -1, reset_optimizer=True, dry_run=False, arguments={}
-        )
+        requests.reinitialize("m", "*", None, None, "normal_", -1, reset_optimizer=True, arguments={})
 
 
 def test_forward() -> None:
@@ -127,3 +125,21 @@ def test_the_glob_of_a_subtree(path: str) -> None:
     for other in ("", f"{path}x", f"x{path}", f"x.{path}", "b"):
         assert not pattern.fullmatch(other)
     assert paths.compile_glob(requests.subtree("")).fullmatch("anything")
+
+
+def test_options_are_sent_where_there_are_any() -> None:
+    assert requests.options(None, False, None) is None
+    asked = requests.unfreeze("m", "*", None, options=requests.options({"w": "sha256:0"}, True, "mine"))
+    assert dict(asked.options.expected) == {"w": "sha256:0"}
+    assert asked.options.dry_run and asked.options.request_id == "mine"
+    assert not requests.unfreeze("m", "*", None).HasField("options")
+    for wrong in ({"w": 7}, "sha256:0", {"w": {"w": "sha256:0"}}):
+        with pytest.raises(InvalidArgument) as refusal:
+            requests.options(wrong, False, None)  # type: ignore[arg-type]
+        assert refusal.value.details["field"] == "expected"
+    with pytest.raises(InvalidArgument, match="request_id"):
+        requests.options(None, False, 7)  # type: ignore[arg-type]
+
+
+def test_freezing_running_statistics() -> None:
+    assert requests.freeze("m", "*", None, force=False, norm_stats=True).norm_stats

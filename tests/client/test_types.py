@@ -26,8 +26,14 @@ TABLE = {
     types.Event: "seq step model path type hook call time values dropped raw_path recompute",
     types.ValueInfo: "role key shape dtype stats histogram array note",
     types.Stats: "count mean std min max norm zeros nan inf",
-    types.Operation: "id kind model paths step who time outcome before after undone notes",
+    types.Operation: "id kind model paths step who time outcome before after undone notes"
+    " request_id undoes not_undoable",
     types.LoadResult: "operation missing_keys unexpected_keys",
+    types.OptimizerGroup: "optimizer index lr weight_decay parameters options state_keys strangers"
+    " base_lr scheduler",
+    types.Snapshot: "name model step time bytes directory parts who notes",
+    types.RunStatus: "step steps_per_second state doing metrics pause breaks waiting skipped_steps notes"
+    " last_resume",
 }
 OPERATION = types.Operation("op-1", "write", "model", ("w",), 3, "operator", 1.0, "applied")
 

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from modscope_client.aio.client import Client, connect
 from modscope_client.aio.handles import RemoteModel, RemoteModule, RemoteParameter
+from modscope_client.aio.run import Run
 from modscope_client.aio.subscription import Subscription
+from modscope_client.aio.transaction import Transaction
 
-__all__ = ["Client", "RemoteModel", "RemoteModule", "RemoteParameter", "Subscription", "connect"]
+__all__ = [
+    "Client",
+    "RemoteModel",
+    "RemoteModule",
+    "RemoteParameter",
+    "Run",
+    "Subscription",
+    "Transaction",
+    "connect",
+]

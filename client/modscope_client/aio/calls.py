@@ -13,7 +13,7 @@ from modscope_client import calls
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, from_rpc, no_safe_point, stalled
 from modscope_client.memory import Memory, keep_message_blocks
-from modscope_client.rpcs import AT_ONCE, Rpc
+from modscope_client.rpcs import Rpc
 from modscope_client.transport import grpc
 
 __all__ = ["Calls", "Runner", "Stream", "at_once", "in_a_thread"]
@@ -76,11 +76,17 @@ class Calls:
             response: R = await call(request, timeout=self.timeout, metadata=self.endpoint.metadata())
         return response
 
-    async def listing(self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None]) -> None:
-        """Give each response to one request to `take`, the last of them before the deadline."""
+    async def listing(
+        self, rpc: Rpc[Q, R], request: Q, take: Callable[[R], None], *, seconds: float | None = None
+    ) -> None:
+        """Give each response to one request to `take`, the last of them before the deadline.
+
+        seconds: until the deadline, where it is not `timeout`.
+        """
         stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
         with self._errors(rpc):
-            started = stream(request, timeout=self.timeout, metadata=self.endpoint.metadata())
+            deadline = seconds or self.timeout
+            started = stream(request, timeout=deadline, metadata=self.endpoint.metadata())
             try:
                 async for message in started:
                     take(message)
@@ -190,7 +196,7 @@ class Calls:
         try:
             yield
         except grpc.RpcError as error:
-            waited = None if rpc is None or rpc in AT_ONCE else self.timeout
+            waited = None if rpc is None or rpc.at_once else self.timeout
             raise from_rpc(error, self.endpoint.address, waited=waited) from None
         except asyncio.CancelledError:
             if self.closed and not _is_cancelled():

@@ -8,11 +8,11 @@ from modscope.paths import literal
 from modscope_client import requests
 from modscope_client.aio.model_changes import ModelChanges
 from modscope_client.aio.model_reads import ModelReads
-from modscope_client.types import BufferInfo, ModuleInfo, Operation, ParameterInfo
+from modscope_client.types import BufferInfo, ModuleInfo, ParameterInfo
 
 if TYPE_CHECKING:
     from modscope_client.aio.subscription import Subscription
-    from modscope_client.types import Array
+    from modscope_client.types import Array, Operation
 
 __all__ = ["RemoteModel", "RemoteModule", "RemoteParameter"]
 
@@ -62,13 +62,13 @@ class RemoteModule:
         """Its buffers and those of the modules below it, in order."""
         return await self.model.buffers(self.path or "*", type, stats=stats)
 
-    async def freeze(self, type: str | type | None = None, force: bool = False) -> Operation:
-        """Freeze all parameters in it."""
-        return await self.model.freeze(self.path or "*", type, force)
+    async def freeze(self, type: str | type | None = None, force: bool = False, **options: Any) -> Operation:
+        """Freeze all parameters in it, with the options of RemoteModel.freeze."""
+        return await self.model.freeze(self.path or "*", type, force, **options)
 
-    async def unfreeze(self, type: str | type | None = None) -> Operation:
-        """Unfreeze all parameters in it."""
-        return await self.model.unfreeze(self.path or "*", type)
+    async def unfreeze(self, type: str | type | None = None, **options: Any) -> Operation:
+        """Unfreeze all parameters in it, with the options of RemoteModel.unfreeze."""
+        return await self.model.unfreeze(self.path or "*", type, **options)
 
     async def reinitialize(self, **options: Any) -> Operation:
         """Initialise it and the modules below it anew, with the options of RemoteModel.reinitialize."""
@@ -105,13 +105,13 @@ class RemoteParameter:
         """Write it in place, with the options of RemoteModel.write."""
         return await self.model.write(self.path, array, **options)
 
-    async def freeze(self, force: bool = False) -> Operation:
-        """Set its requires_grad to False."""
-        return await self.model.freeze(self.path, force=force)
+    async def freeze(self, force: bool = False, **options: Any) -> Operation:
+        """Set its requires_grad to False, with the options of RemoteModel.freeze."""
+        return await self.model.freeze(self.path, force=force, **options)
 
-    async def unfreeze(self) -> Operation:
-        """Set its requires_grad to True."""
-        return await self.model.unfreeze(self.path)
+    async def unfreeze(self, **options: Any) -> Operation:
+        """Set its requires_grad to True, with the options of RemoteModel.unfreeze."""
+        return await self.model.unfreeze(self.path, **options)
 
     async def digest(self) -> str:
         """The digest of its elements."""

@@ -27,7 +27,7 @@ from modscope_client.types import (
 if TYPE_CHECKING:
     from modscope_client.aio.subscription import Subscription
     from modscope_client.state_dict import ArrayTarget, FileTarget, Progress
-    from modscope_client.types import Array
+    from modscope_client.types import Array, Operation, OperationList, OptimizerGroup, OptimizerList, Snapshot
 
 __all__ = ["ModelReads"]
 
@@ -163,7 +163,7 @@ class ModelReads:
         """Its state_dict as arrays, all of one step.
 
         Small arrays share blocks of at most 32 MiB. The client keeps the memory of arrays that are
-        gone, up to 1 GiB, for the next state_dict.
+        gone, up to 1 GiB, for ten seconds, for a next state_dict.
         """
         from modscope_client.state_dict import ArrayTarget
 
@@ -222,6 +222,52 @@ class ModelReads:
         """The hooks that modscope has put on it."""
         asked = request(hook_service_pb2.ListHooksRequest, model=self.name)
         return [convert.hook_info(hook) for hook in (await self._calls.unary(rpcs.LIST_HOOKS, asked)).hooks]
+
+    async def operations(self) -> list[Operation]:
+        """What was changed in it, newest last, as far as the ledger reaches back."""
+        return list((await self.operation_list()).operations)
+
+    async def operation_list(self) -> OperationList:
+        """Its operations, and how many older ones the ledger has let go."""
+        from modscope_client import ledger
+
+        pages = ledger.Pages(self.name)
+        for asked in pages.requests():
+            pages.take(await self._calls.unary(ledger.LIST_OPERATIONS, asked))
+        return pages.finish()
+
+    async def operation(self, id: str) -> Operation:
+        """One operation as it stands now. Raises NotFound (UNKNOWN_OPERATION)."""
+        from modscope.v1 import operation_service_pb2
+        from modscope_client import ledger
+
+        asked = request(operation_service_pb2.GetOperationRequest, model=self.name, id=id)
+        return convert.operation((await self._calls.unary(ledger.GET_OPERATION, asked)).operation)
+
+    async def optimizers(self) -> list[OptimizerGroup]:
+        """The parameter groups of its optimizers, in the order of their index."""
+        return list((await self.optimizer_list()).groups)
+
+    async def unheld_parameters(self) -> list[str]:
+        """Paths of its parameters that no optimizer holds."""
+        return list((await self.optimizer_list()).unheld)
+
+    async def optimizer_list(self) -> OptimizerList:
+        """The parameter groups of its optimizers and the parameters that none holds, all of one step."""
+        from modscope.v1 import optimizer_service_pb2
+        from modscope_client import optimizers
+
+        asked = request(optimizer_service_pb2.ListOptimizersRequest, model=self.name)
+        return optimizers.optimizer_list(await self._calls.unary(optimizers.LIST_OPTIMIZERS, asked))
+
+    async def snapshots(self, directory: str | None = None) -> list[Snapshot]:
+        """Its snapshots, oldest first; those below a directory of the server's host too, if one is given."""
+        from modscope.v1 import snapshot_service_pb2
+        from modscope_client import snapshots
+
+        asked = request(snapshot_service_pb2.ListSnapshotsRequest, model=self.name, directory=directory)
+        answer = await self._calls.unary(snapshots.LIST_SNAPSHOTS, asked)
+        return list(map(snapshots.snapshot, answer.snapshots))
 
     async def _read_one(self, path: str, what: str) -> tuple[Array, int]:
         from modscope_client.arrays import received
