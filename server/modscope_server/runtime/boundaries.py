@@ -40,8 +40,8 @@ _backward_id = torch._C._current_graph_task_id
 class Control(Protocol):
     """Who wants to hear of updates and step boundaries, and may hold the training thread there."""
 
-    def before_update(self, optimizer: Optimizer) -> None:
-        """An optimizer of these models is about to step; its gradients are complete."""
+    def updated(self, optimizer: Optimizer) -> None:
+        """An optimizer of these models has stepped; the gradients that it used are still there."""
 
     def boundary(self, step: int, place: Place, write_point: bool) -> None:
         """Iteration `step` is complete; may come several times for one step. May call SafePoint.hold."""
@@ -77,7 +77,7 @@ class Boundaries:
         self._is_ours = is_ours
         self._ours = ours
         self._control: Control | None = None
-        self._chores: tuple[Callable[[], None], ...] = ()
+        self._chores: tuple[Callable[[], object], ...] = ()
         self._roots = list(roots)
         self._handles = [handle for root in self._roots for handle in hook_root(root, self)]
         listen_to_optimizers(self)
@@ -129,12 +129,12 @@ class Boundaries:
         self._control = control
         self._see_watchers()
 
-    def add_chore(self, chore: Callable[[], None]) -> None:
+    def add_chore(self, chore: Callable[[], object]) -> None:
         """Have it called on that thread at each outermost forward of a root and after each optimizer step."""
         self._chores = (*self._chores, chore)
         self._see_watchers()
 
-    def remove_chore(self, chore: Callable[[], None]) -> None:
+    def remove_chore(self, chore: Callable[[], object]) -> None:
         """Have it called no more. Idempotent."""
         self._chores = tuple(other for other in self._chores if other != chore)
         self._see_watchers()
@@ -239,7 +239,7 @@ class Boundaries:
 
     def _after_update(self, optimizer: Optimizer) -> None:
         if self._control is not None:
-            self._control.before_update(optimizer)
+            self._control.updated(optimizer)
         for chore in self._chores:
             chore()
         if self.steps.complete:
