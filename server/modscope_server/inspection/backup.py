@@ -9,53 +9,69 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Backup", "Bindings", "same_bits", "writing_to"]
+__all__ = ["Backup", "Bindings", "TensorCopy", "has_value", "same_bits", "writing_to"]
 
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Backup:
-    """The values of live tensors as they were when they were kept.
+class TensorCopy:
+    """A tensor's value as it was when it was kept; on the CPU, to take no memory of an accelerator."""
 
-    `restore` writes through an alias with a version counter of its own, so that the counter of a
-    tensor is not moved, and writes only where a bit differs. A tensor whose `data` was replaced gets
-    its memory back.
-    """
+    __slots__ = ("_alias", "copy", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self._alias = tensor.data
+        self.copy = self._alias.clone() if tensor.device.type == "cpu" else self._alias.to("cpu", copy=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the copy takes."""
+        return self.copy.numel() * self.copy.itemsize if self.copy.layout is torch.strided else 0
+
+    def put_back(self) -> None:
+        """Give the tensor its memory and its value back, at the moment at which it was kept.
+
+        Writes through an alias with a version counter of its own, so that the counter of the tensor is
+        not moved, and only where a bit differs. A tensor whose `data` was replaced gets its memory back.
+        """
+        if not _same_place(self.tensor, self._alias):
+            self.tensor.data = self._alias
+        self._write(self._alias)
+
+    def write_back(self) -> None:
+        """Write the value into the memory that the tensor has now, as any later write is made."""
+        self._write(self.tensor)
+
+    def _write(self, target: torch.Tensor) -> None:
+        copy = self.copy.to(target.device)
+        if not same_bits(target, copy):
+            with writing_to(target):
+                target.copy_(copy)
+
+
+class Backup:
+    """The values of live tensors as they were when they were kept."""
 
     def __init__(self, tensors: Iterable[torch.Tensor] = ()) -> None:
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._kept: dict[int, TensorCopy] = {}
         for tensor in tensors:
             self.keep(tensor)
 
     def keep(self, tensor: torch.Tensor) -> None:
         """Copy the tensor's value, once; a lazy or meta tensor has none."""
-        if not is_lazy(tensor) and not tensor.is_meta and id(tensor) not in self._kept:
-            alias = tensor.data
-            self._kept[id(tensor)] = (tensor, alias, alias.clone())
+        if has_value(tensor) and id(tensor) not in self._kept:
+            self._kept[id(tensor)] = TensorCopy(tensor)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """The tensors that are kept."""
-        return [tensor for tensor, _, _ in self._kept.values()]
-
-    @property
-    def copies(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The tensors that are kept, each with the copy of its value."""
-        return [(tensor, copy) for tensor, _, copy in self._kept.values()]
+        return [kept.tensor for kept in self._kept.values()]
 
     def restore(self) -> None:
         """Give every tensor its memory and its value back."""
-        for tensor in self.tensors:
-            self.restore_one(tensor)
-
-    def restore_one(self, tensor: torch.Tensor) -> None:
-        """Give a tensor that is kept its memory and its value back."""
-        _, alias, copy = self._kept[id(tensor)]
-        if not _same_place(tensor, alias):
-            tensor.data = alias
-        if not same_bits(alias, copy):
-            with writing_to(alias):
-                alias.copy_(copy)
+        for kept in self._kept.values():
+            kept.put_back()
 
 
 class Bindings:
@@ -102,6 +118,11 @@ class Bindings:
         for module, names in self._unsaved:
             if module._non_persistent_buffers_set != names:
                 module._non_persistent_buffers_set = names
+
+
+def has_value(tensor: torch.Tensor) -> bool:
+    """Whether there are elements that can be kept; a lazy or meta tensor has none."""
+    return not is_lazy(tensor) and not tensor.is_meta
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,27 +1,32 @@
-"""A change that is planned and not yet carried out."""
+"""A change of a model that is planned, checked, and not yet carried out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from modscope_server.inspection.memento import Memento
 
 __all__ = ["Change", "Plan"]
 
 
-@dataclass(frozen=True, slots=True)
+def _nothing(before: Mapping[str, str]) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """What would be done to a model. Made and carried out at one safe point."""
+    """A change that is planned and not yet carried out. Made and used at one safe point."""
 
     paths: tuple[str, ...]
-    """What it touches, as Operation.paths tells it."""
+    """Of the tensors that it touches."""
     memento: Memento
-    """All that it touches, as it is before."""
+    """What it touches, as it is now; for rollback, undo and digests."""
     apply: Callable[[], tuple[str, ...]]
-    """Does it and gives notes for the caller. Where it raises, the memento puts everything back."""
+    """Does it and gives notes for the caller; where it raises, the memento is put back."""
+    remark: Callable[[Mapping[str, str]], tuple[str, ...]] = _nothing
+    """Gives notes that need the digests of before, which are known only after the safe point."""
 
 
-Plan: TypeAlias = Callable[[], Change]
-"""Resolves names and refuses what can be refused, at a safe point; changes nothing."""
+Plan = Callable[[], Change]
+"""Runs at the safe point: resolves names, refuses what can be refused, changes nothing."""

@@ -1,8 +1,7 @@
-"""What a change touches, as it was before: to roll it back, to undo it, to tell its digests."""
+"""What a change touches, as it was before: for rolling it back, undoing it later, and telling digests."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -11,157 +10,171 @@ from torch import nn
 from torch.optim import Optimizer
 
 from modscope.tensor import digest
-from modscope_server.inspection.backup import Backup, writing_to
-from modscope_server.inspection.tensors import nbytes, to_data, unreadable_reason
+from modscope_server.inspection import kept
+from modscope_server.inspection.backup import has_value
+from modscope_server.inspection.tensors import plain_data
 
 __all__ = ["Memento"]
 
 
 class Memento:
-    """Copies of values, flags and optimizer state; `restore` puts them back bit for bit.
+    """A part of a model and its optimizers, kept by copies; each thing once, as it was when first kept.
 
-    Everything is kept once, as it is when it is first kept, and put back in place: parameters, buffers,
-    groups and, where shape and dtype are still the same, the tensors of optimizer state keep their
-    identity. It can be restored again and again.
+    Things are told by identity, and identity is kept. `roll_back` is for the safe point at which it was
+    made, `restore` for any later one. After `settle` it holds what the change has changed, no more.
     """
 
     def __init__(self) -> None:
-        self._values = Backup()
-        self._paths: dict[int, str] = {}
-        self._restores: dict[Hashable, Callable[[], None]] = {}
-        self._nbytes = 0
-
-    @property
-    def keys(self) -> frozenset[Hashable]:
-        """What it holds, by identity: a later change that shares a key has overtaken it."""
-        return frozenset(self._restores)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the copies take."""
-        return self._nbytes
-
-    @property
-    def tensors(self) -> list[tuple[str, torch.Tensor]]:
-        """The live tensors whose values are kept, by path."""
-        return [(self._paths[id(tensor)], tensor) for tensor in self._values.tensors]
+        self._kept: dict[Hashable, kept.Kept] = {}
+        self._paths: dict[str, kept.Value] = {}
 
     def keep_tensor(self, path: str, tensor: torch.Tensor) -> None:
-        """Keep a parameter's or buffer's value and requires_grad; of one without a value, the flag alone."""
+        """Keep the value, and requires_grad; a lazy or meta tensor has no value."""
+        if has_value(tensor):
+            key = ("value", id(tensor))
+            value = self._kept.get(key) or self._add(key, kept.Value(tensor))
+            assert isinstance(value, kept.Value)
+            self._paths.setdefault(path, value)
         self.keep_flag(path, tensor)
-        if unreadable_reason(tensor) or ("value", id(tensor)) in self._restores:
-            return
-        self._values.keep(tensor)
-        self._paths[id(tensor)] = path
-        self.keep(("value", id(tensor)), lambda: self._values.restore_one(tensor), nbytes(tensor))
 
     def keep_flag(self, path: str, tensor: torch.Tensor) -> None:
         """Keep requires_grad alone."""
-        required = tensor.requires_grad
+        key = ("flag", id(tensor))
+        if key not in self._kept:
+            self._add(key, kept.Flag(path, tensor))
 
-        def restore() -> None:
-            if tensor.requires_grad != required:
-                tensor.requires_grad = required
-
-        self.keep(("flag", id(tensor)), restore)
+    def keep_gradient(self, tensor: torch.Tensor) -> None:
+        """Keep the gradient, for a rollback alone: a later step has another one."""
+        key = ("gradient", id(tensor))
+        if key not in self._kept:
+            self._add(key, kept.Gradient(tensor))
 
     def keep_state(self, optimizer: Optimizer, param: torch.Tensor) -> None:
-        """Keep what the optimizer keeps of a parameter; where there is nothing, that."""
+        """Keep what the optimizer remembers of the parameter; nothing stays nothing."""
         key = ("state", id(optimizer), id(param))
-        if key in self._restores:
-            return
-        had = param in optimizer.state
-        kept = _copied(optimizer.state[param]) if had else None
-
-        def restore() -> None:
-            if had:
-                optimizer.state[param] = _put_back(optimizer.state.get(param), kept)
-            else:
-                optimizer.state.pop(param, None)
-
-        self.keep(key, restore, _bytes_of(kept))
+        if key not in self._kept:
+            self._add(key, kept.State(optimizer, param))
 
     def keep_groups(self, optimizer: Optimizer) -> None:
-        """Keep the hyper-parameters and the membership of all groups of an optimizer."""
-        groups = list(optimizer.param_groups)
-        held = [(group, _copied(_options(group)), list(group["params"])) for group in groups]
-
-        def restore() -> None:
-            optimizer.param_groups[:] = groups
-            for group, options, params in held:
-                now = _options(group)
-                for name in now.keys() - options.keys():
-                    del group[name]
-                group.update(_put_back(now, options))
-                group["params"][:] = params
-
-        self.keep(("groups", id(optimizer)), restore)
+        """Keep the hyper-parameters and the members of all its groups."""
+        key = ("groups", id(optimizer))
+        if key not in self._kept:
+            self._add(key, kept.Groups(optimizer))
 
     def keep_training(self, module: nn.Module) -> None:
-        """Keep a module's training flag."""
-        training = module.training
+        """Keep the module's own training flag."""
+        key = ("training", id(module))
+        if key not in self._kept:
+            self._add(key, kept.Training(module))
 
-        def restore() -> None:
-            module.training = training
+    def keep(
+        self,
+        key: Hashable,
+        restore: Callable[[], None],
+        nbytes: int = 0,
+        again: Callable[[Memento], None] | None = None,
+    ) -> None:
+        """Keep anything else that `restore` brings back.
 
-        self.keep(("training", id(module)), restore)
+        `again` keeps the same thing in another memento, as it is then; without it an undo of the change
+        cannot be undone in its turn.
+        """
+        if key not in self._kept:
+            self._add(key, kept.Other(restore, nbytes, again))
 
-    def keep(self, key: Hashable, restore: Callable[[], None], nbytes: int = 0) -> None:
-        """Keep anything else; a key that is there already stays as it is."""
-        if key not in self._restores:
-            self._restores[key] = restore
-            self._nbytes += nbytes
+    @property
+    def keys(self) -> frozenset[Hashable]:
+        """What it holds, by identity; two that share one are about the same thing."""
+        return frozenset(
+            (*key, *part) if isinstance(key, tuple) else (key, *part)
+            for key, one in self._kept.items()
+            for part in one.parts
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all copies."""
+        return sum(one.nbytes for one in self._kept.values())
+
+    @property
+    def tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """Path and tensor of each value and flag that is kept."""
+        values = [(path, value.tensor) for path, value in self._paths.items()]
+        return values + [(one.path, one.tensor) for one in self._kept.values() if isinstance(one, kept.Flag)]
+
+    @property
+    def to_be_frozen(self) -> list[torch.Tensor]:
+        """The tensors that require a gradient now, and will not when this is restored."""
+        flags = [one for one in self._kept.values() if isinstance(one, kept.Flag)]
+        return [one.tensor for one in flags if one.tensor.requires_grad and not one.flag]
+
+    def absorb(self, later: Memento) -> None:
+        """Take over what a later change keeps; what is here already stays as it is."""
+        for key, one in later._kept.items():
+            self._kept.setdefault(key, one)
+        for path, value in later._paths.items():
+            here = self._kept[("value", id(value.tensor))]
+            assert isinstance(here, kept.Value)
+            self._paths.setdefault(path, here)
+
+    def settle(self) -> None:
+        """The change is done: let go what has not changed, and what only a rollback needs."""
+        for key in [key for key, one in self._kept.items() if not one.settle()]:
+            del self._kept[key]
+
+    def roll_back(self) -> None:
+        """Put everything back, at the safe point at which it was kept."""
+        for one in self._kept.values():
+            one.put_back()
 
     def restore(self) -> None:
-        """Put everything back."""
-        for restore in self._restores.values():
-            restore()
+        """Put everything back bit for bit, at a later safe point."""
+        for one in self._kept.values():
+            one.restore()
+
+    def obstacle(self) -> str:
+        """Why it cannot be restored now; "" where it can."""
+        return next((reason for one in self._kept.values() if (reason := one.obstacle())), "")
+
+    def again(self) -> Memento:
+        """The same things, as they are now."""
+        now = Memento()
+        for key, one in self._kept.items():
+            if isinstance(one, kept.Other):
+                if one.keep_again is not None:
+                    one.keep_again(now)
+            else:
+                now._add(key, one.again())
+        now._paths = {
+            path: now._kept[("value", id(value.tensor))]  # type: ignore[misc]
+            for path, value in self._paths.items()
+        }
+        return now
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether `again` keeps all of it."""
+        return all(one.keep_again is not None for one in self._kept.values() if isinstance(one, kept.Other))
+
+    def values_now(self) -> dict[str, torch.Tensor]:
+        """Copies of the present values of the tensors whose values are kept, by path."""
+        copies = {id(one.tensor): one.again().copy for one in self._paths.values()}
+        return {path: copies[id(one.tensor)] for path, one in self._paths.items()}
 
     def digests(self) -> dict[str, str]:
-        """Digests of the kept values by path. Takes its time: not for the training thread."""
-        return {self._paths[id(tensor)]: digest(to_data(kept)) for tensor, kept in self._values.copies}
+        """Digests of the kept values by path; what has no plain bytes has none. Off the training thread."""
+        return digests({path: one.copy for path, one in self._paths.items()})
+
+    def _add(self, key: Hashable, one: Any) -> Any:
+        self._kept[key] = one
+        return one
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}
-
-
-def _copied(value: Any) -> Any:
-    """A copy that shares nothing: tensors cloned, containers rebuilt."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {name: _copied(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    if type(value) is tuple:
-        return tuple(_copied(item) for item in value)
-    return copy.deepcopy(value)
-
-
-def _put_back(now: Any, kept: Any) -> Any:
-    """What shall stand in the place of `now`: itself with the kept elements where it can, else a copy."""
-    if isinstance(kept, torch.Tensor) and isinstance(now, torch.Tensor) and _fits(now, kept):
-        with writing_to(now):
-            now.copy_(kept)
-        return now
-    if type(now) is dict and isinstance(kept, dict):
-        values = {name: _put_back(now.get(name), item) for name, item in kept.items()}
-        now.clear()
-        now.update(values)
-        return now
-    return _copied(kept)
-
-
-def _fits(now: torch.Tensor, kept: torch.Tensor) -> bool:
-    return (now.shape, now.dtype, now.device) == (kept.shape, kept.dtype, kept.device)
-
-
-def _bytes_of(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return nbytes(value)
-    if isinstance(value, dict):
-        return sum(map(_bytes_of, value.values()))
-    if isinstance(value, (list, tuple)):
-        return sum(map(_bytes_of, value))
-    return 0
+def digests(values: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Digests by path; what has no plain bytes has none. A tensor under several paths is hashed once."""
+    known: dict[int, str] = {}
+    for tensor in values.values():
+        if id(tensor) not in known:
+            data = plain_data(tensor)
+            known[id(tensor)] = "" if data is None else digest(data)
+    return {path: known[id(tensor)] for path, tensor in values.items() if known[id(tensor)]}

@@ -20,6 +20,7 @@ __all__ = [
     "has_grad",
     "nbytes",
     "numel_of",
+    "plain_data",
     "shape_of",
     "snapshot",
     "to_data",
@@ -193,6 +194,16 @@ def to_data(t: torch.Tensor) -> TensorData:
     data = byte_view(snapshot(t))
     with torch._C.DisableTorchFunctionSubclass():
         return TensorData(dtype_name(t), tuple(t.shape), data)
+
+
+def plain_data(t: torch.Tensor) -> TensorData | None:
+    """What `to_data` gives, but sharing the memory where that lies ready; None where there is none."""
+    if unreadable_reason(t):
+        return None
+    if not _is_simple(t) or not t.numel():
+        return to_data(t)
+    data = byte_view(t.detach().reshape(-1).view(torch.uint8))
+    return TensorData(dtype_name(t), tuple(t.shape), data)
 
 
 def byte_view(t: torch.Tensor) -> memoryview:

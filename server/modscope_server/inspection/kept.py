@@ -1,0 +1,257 @@
+"""The kinds of things that a memento keeps: each can put itself back, at once or much later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from modscope_server.inspection.backup import TensorCopy, writing_to
+from modscope_server.inspection.copies import bytes_of, copied, put_into, same
+from modscope_server.inspection.tensors import dtype_name, has_grad, shape_of
+
+if TYPE_CHECKING:
+    from modscope_server.inspection.memento import Memento
+
+__all__ = ["Flag", "Gradient", "Groups", "Kept", "Other", "State", "Training", "Value"]
+
+
+class Kept:
+    """One thing as it was."""
+
+    nbytes = 0
+    """Bytes of its copies."""
+    parts: tuple[tuple[Hashable, ...], ...] = ((),)
+    """What is kept of it, to be told from other parts of the same thing; one without a name is all of it."""
+
+    def put_back(self) -> None:
+        """Put it back at the safe point at which it was kept."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Put it back at a later safe point."""
+        raise NotImplementedError
+
+    def obstacle(self) -> str:
+        """Why `restore` cannot be; "" where it can."""
+        return ""
+
+    def settle(self) -> bool:
+        """The change is done: whether there is something to restore, the unchanged let go."""
+        return True
+
+    def again(self) -> Kept:
+        """The same thing as it is now."""
+        raise NotImplementedError
+
+
+class Value(Kept):
+    """The elements of a tensor."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self._kept = TensorCopy(tensor)
+        self.nbytes = self._kept.nbytes
+
+    @property
+    def copy(self) -> torch.Tensor:
+        """The elements."""
+        return self._kept.copy
+
+    def put_back(self) -> None:
+        self._kept.put_back()
+
+    def restore(self) -> None:
+        self._kept.write_back()
+
+    def obstacle(self) -> str:
+        now, then = self.tensor, self.copy
+        if now.dtype == then.dtype and now.shape == then.shape:
+            return ""
+        return (
+            f"a tensor was {dtype_name(then)} {list(shape_of(then))} and is {dtype_name(now)} "
+            f"{list(shape_of(now))} now"
+        )
+
+    def again(self) -> Value:
+        return Value(self.tensor)
+
+
+class Flag(Kept):
+    """requires_grad of a tensor."""
+
+    def __init__(self, path: str, tensor: torch.Tensor) -> None:
+        self.path = path
+        self.tensor = tensor
+        self.flag = tensor.requires_grad
+
+    def restore(self) -> None:
+        if self.tensor.requires_grad != self.flag:
+            self.tensor.requires_grad = self.flag
+
+    def settle(self) -> bool:
+        return self.tensor.requires_grad != self.flag
+
+    def again(self) -> Flag:
+        return Flag(self.path, self.tensor)
+
+
+class Gradient(Kept):
+    """The gradient of a tensor, for a rollback alone: a later step has another one."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        self._grad = tensor.grad if has_grad(tensor) else None
+        self._copy = None if self._grad is None else self._grad.detach().clone()
+
+    def put_back(self) -> None:
+        if self._grad is not None and self._copy is not None:
+            with writing_to(self._grad):
+                self._grad.copy_(self._copy)
+        if has_grad(self._tensor) or self._grad is not None:
+            self._tensor.grad = self._grad
+
+    def restore(self) -> None:
+        pass
+
+    def settle(self) -> bool:
+        return False
+
+    def again(self) -> Gradient:
+        return Gradient(self._tensor)
+
+
+class State(Kept):
+    """What an optimizer remembers of a parameter."""
+
+    def __init__(self, optimizer: Optimizer, param: torch.Tensor) -> None:
+        self._optimizer = optimizer
+        self._param = param
+        # Asked with `in`: optimizer.state makes an entry for what is looked up.
+        self._held = param in optimizer.state
+        self._copy = copied(optimizer.state[param]) if self._held else None
+        self.nbytes = bytes_of(self._copy)
+
+    def restore(self) -> None:
+        state = self._optimizer.state
+        if not self._held:
+            state.pop(self._param, None)
+        else:
+            state[self._param] = put_into(state.get(self._param), self._copy)
+
+    def settle(self) -> bool:
+        state = self._optimizer.state
+        if not self._held:
+            return self._param in state
+        return not (self._param in state and same(state[self._param], self._copy))
+
+    def again(self) -> State:
+        return State(self._optimizer, self._param)
+
+
+class Groups(Kept):
+    """The hyper-parameters and the members of the groups of an optimizer."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._kept: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (group, {name: _option(name, value) for name, value in group.items()})
+            for group in optimizer.param_groups
+        ]
+
+    @property
+    def parts(self) -> tuple[tuple[Hashable, ...], ...]:  # type: ignore[override]
+        """Group and name of each option that is kept."""
+        return tuple((id(group), name) for group, options in self._kept for name in options)
+
+    def put_back(self) -> None:
+        """All groups, and in each just the options that there were."""
+        self._optimizer.param_groups[:] = [group for group, _ in self._kept]
+        for group, options in self._kept:
+            for name in [name for name in group if name not in options]:
+                del group[name]
+        self.restore()
+
+    def restore(self) -> None:
+        for group, options in self._kept:
+            for name, value in options.items():
+                if value is _ABSENT:
+                    group.pop(name, None)
+                elif name in _LISTS and name in group:
+                    group[name][:] = value
+                else:
+                    group[name] = put_into(group.get(name), value)
+
+    def obstacle(self) -> str:
+        here = {id(group) for group in self._optimizer.param_groups}
+        if all(id(group) in here for group, _ in self._kept):
+            return ""
+        return f"a parameter group of {type(self._optimizer).__name__} is gone"
+
+    def settle(self) -> bool:
+        changed = []
+        for group, options in self._kept:
+            differing = {
+                name: value
+                for name, value in options.items()
+                if name not in group or not same(group[name], value)
+            }
+            differing.update(dict.fromkeys(group.keys() - options.keys(), _ABSENT))
+            if differing:
+                changed.append((group, differing))
+        self._kept = changed
+        return bool(changed)
+
+    def again(self) -> Groups:
+        now = Groups.__new__(Groups)
+        now._optimizer = self._optimizer
+        now._kept = [
+            (group, {name: _option(name, group[name]) if name in group else _ABSENT for name in options})
+            for group, options in self._kept
+        ]
+        return now
+
+
+class Training(Kept):
+    """The training flag of a module, its own alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._training = module.training
+
+    def restore(self) -> None:
+        self._module.training = self._training
+
+    def settle(self) -> bool:
+        return self._module.training != self._training
+
+    def again(self) -> Training:
+        return Training(self._module)
+
+
+class Other(Kept):
+    """Anything that a function brings back."""
+
+    def __init__(
+        self, restore: Callable[[], None], nbytes: int, again: Callable[[Memento], None] | None
+    ) -> None:
+        self.nbytes = nbytes
+        self.keep_again = again
+        self._restore = restore
+
+    def restore(self) -> None:
+        self._restore()
+
+
+_ABSENT = object()
+"""Stands for an option that a group did not have."""
+
+_LISTS = ("params", "param_names")
+"""Options whose items are told by identity and whose list others may hold, too."""
+
+
+def _option(name: str, value: Any) -> Any:
+    return list(value) if name in _LISTS else copied(value)
