@@ -54,7 +54,7 @@ class Backend:
             registry.count_steps_with(lambda: self._safepoint.step_count)
             self._place = Place.create()
             undo.callback(self._place.remove)
-            serving = Serving(config, registry, self._safepoint, self._hooks, scaled)
+            serving = Serving(config, registry, self._safepoint, self._hooks, scaled, extras)
             server = self._server = Server(config, serving, self._place)
             undo.callback(server.stop)
             self.address, self.token, self.viewer_token = server.address, server.token, server.viewer_token

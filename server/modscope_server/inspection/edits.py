@@ -17,16 +17,13 @@ from modscope_server.errors import (
 )
 from modscope_server.inspection.backup import same_bits, writing_to
 from modscope_server.inspection.casting import converted, finite_elements, index_of_first
-from modscope_server.inspection.freezing import freeze, unfreeze
 from modscope_server.inspection.records import LocatedTensor
 from modscope_server.inspection.tensors import dtype_name, dtype_named, from_data, unreadable_reason
 
 __all__ = [
     "check_announced",
     "checked_source",
-    "freeze",
     "overlaps_itself",
-    "unfreeze",
     "write_checked",
     "write_tensor",
 ]

@@ -2,48 +2,128 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from modscope.paths import literal
-from modscope_server.errors import DtypeMismatch, NotMaterialized, WouldBreakTraining
+from modscope_server.errors import DtypeMismatch, NoMatch, NotMaterialized
 from modscope_server.inspection.backup import writing_to
-from modscope_server.inspection.counts import reachable
-from modscope_server.inspection.distributed import gradient_wrapper
-from modscope_server.inspection.members import tensors
+from modscope_server.inspection.breakage import check_freeze, wrapper_around
+from modscope_server.inspection.changes import Change
+from modscope_server.inspection.commands import glob_of, named
+from modscope_server.inspection.memento import Memento
+from modscope_server.inspection.norm_stats import NormHolds, norm_layers
+from modscope_server.inspection.optimizer_memory import keep_history, leave_out, leaves_out, take_in, takes_in
 from modscope_server.inspection.optimizers import Groups
-from modscope_server.inspection.records import LocatedTensor
+from modscope_server.inspection.parameters import located_parameters
+from modscope_server.inspection.records import Located, LocatedTensor
+from modscope_server.inspection.selection import select_located_parameters
 from modscope_server.inspection.tensors import dtype_name
 
-__all__ = ["freeze", "unfreeze"]
-
-_NAMED = 20
+__all__ = ["plan_freeze", "plan_unfreeze"]
 
 
-def freeze(
-    located: Sequence[LocatedTensor],
-    groups: Groups,
+def plan_freeze(
     root: nn.Module,
-    force: bool = False,
+    glob: str = "",
+    type: str = "",
+    groups: Groups | None = None,
     *,
+    force: bool = False,
+    norm_stats: bool = False,
     scaled: Iterable[Optimizer] = (),
-) -> tuple[str, ...]:
-    """Set requires_grad to False; what the caller should know comes back as notes.
+    holds: NormHolds | None = None,
+) -> Change:
+    """Plan to set requires_grad to False, so that the values stay bit for bit as they are.
 
     A parameter that an optimizer holds gets grad None, since a step would still move it along a zero
-    gradient; one that none holds keeps its gradient, zeroed. `scaled`: optimizers that a GradScaler
-    steps. Raises WouldBreakTraining, unless `force`, where nothing of the model or of such an optimizer
-    would be left to train, or where DDP or FSDP wraps a parameter.
+    gradient; one that none holds keeps its gradient, zeroed. LBFGS, which moves what has no gradient, too,
+    is made to leave it out. `norm_stats`: the running statistics of normalisation layers that own one, or
+    that the glob selects as modules, are held, too. `scaled`: optimizers that a GradScaler steps.
+
+    Raises NoMatch, BadGlobError, NotMaterialized, and WouldBreakTraining, unless `force`, where nothing of
+    the model or of such an optimizer would be left to train, or where DDP or FSDP wraps a parameter.
     """
-    frozen = {id(place.tensor) for place in located}
+    groups, holds = groups or Groups.of(()), holds or NormHolds()
+    located = select_located_parameters(root, glob, type)
+    layers = norm_layers(root, located, glob, type)
+    if not located and not (norm_stats and layers):
+        raise _no_match(glob, type)
     _check_leaves(located)
     if not force:
-        _check_freeze(frozen, root, scaled)
+        check_freeze({id(one.tensor) for one in located}, root, scaled)
+    memento = _flags(located)
+    for one in located:
+        memento.keep_gradient(one.tensor)
+    for optimizer, params in _by_optimizer(located, groups):
+        if leaves_out(optimizer, params):
+            keep_history(memento, optimizer)
+    for layer in layers if norm_stats else ():
+        holds.keep(memento, layer.module, root)
+
+    def apply() -> tuple[str, ...]:
+        notes = _freeze(located, groups)
+        if norm_stats:
+            return notes + _hold(layers, holds, root)
+        return notes + _moving(layers, holds, root)
+
+    return Change(tuple(one.path for one in located), memento, apply)
+
+
+def plan_unfreeze(
+    root: nn.Module,
+    glob: str = "",
+    type: str = "",
+    groups: Groups | None = None,
+    *,
+    holds: NormHolds | None = None,
+) -> Change:
+    """Plan to set requires_grad to True, and to let running statistics move that a freeze holds.
+
+    Raises NoMatch, BadGlobError, NotMaterialized, and DtypeMismatch where one of the tensors has a dtype
+    that takes no gradient.
+    """
+    groups, holds = groups or Groups.of(()), holds or NormHolds()
+    located = select_located_parameters(root, glob, type)
+    layers = [one for one in norm_layers(root, located, glob, type) if one.module in holds]
+    if not located and not layers:
+        raise _no_match(glob, type)
+    _check_gradients_possible(located)
+    _check_leaves(located)
+    memento = _flags(located)
+    for optimizer, params in _by_optimizer(located, groups):
+        if takes_in(optimizer, params):
+            keep_history(memento, optimizer)
+    for layer in layers:
+        holds.keep(memento, layer.module, root)
+
+    def apply() -> tuple[str, ...]:
+        notes = _unfreeze(located, groups, root)
+        for layer in layers:
+            holds.release(layer.module)
+        if layers:
+            notes += (f"running statistics move again: {named(one.path for one in layers)}",)
+        return notes
+
+    return Change(tuple(one.path for one in located), memento, apply)
+
+
+def _flags(located: Iterable[LocatedTensor]) -> Memento:
+    memento = Memento()
+    for one in located:
+        memento.keep_flag(one.path, one.tensor)
+    return memento
+
+
+def _freeze(located: Sequence[LocatedTensor], groups: Groups) -> tuple[str, ...]:
     already = sum(not place.tensor.requires_grad for place in located)
+    notes = _already(already, len(located), "frozen")
+    for optimizer, params in _by_optimizer(located, groups):
+        if leave_out(optimizer, params):
+            notes += (_begins_anew(optimizer, "their share of its history would move them"),)
     for place in located:
         tensor = place.tensor
         tensor.requires_grad = False
@@ -54,14 +134,58 @@ def freeze(
         else:
             with writing_to(tensor.grad):
                 tensor.grad.zero_()
-    return _already(already, len(located), "frozen")
+    return notes
 
 
-def unfreeze(located: Sequence[LocatedTensor], groups: Groups, root: nn.Module) -> tuple[str, ...]:
-    """Set requires_grad to True; what the caller should know comes back as notes.
+def _unfreeze(located: Sequence[LocatedTensor], groups: Groups, root: nn.Module) -> tuple[str, ...]:
+    already = sum(place.tensor.requires_grad for place in located)
+    notes = _already(already, len(located), "trainable")
+    wrapper = wrapper_around(root, {id(place.tensor) for place in located if not place.tensor.requires_grad})
+    for place in located:
+        place.tensor.requires_grad = True
+    for optimizer, params in _by_optimizer(located, groups):
+        if take_in(optimizer, params):
+            notes += (_begins_anew(optimizer, "its history knows nothing of them"),)
+    if wrapper:
+        notes += (f"{wrapper} was built while they were frozen: it will not reduce their gradients",)
+    unheld = [place.path for place in located if not groups.holds(place.tensor)]
+    if unheld:
+        glob = glob_of(unheld, (one.path for one in located_parameters(root)))
+        notes += (f"no optimizer holds {named(unheld)}: to have them trained, modscope optim add {glob}",)
+    return notes
 
-    Raises DtypeMismatch where one of the tensors has a dtype that takes no gradient.
-    """
+
+def _hold(layers: Sequence[Located], holds: NormHolds, root: nn.Module) -> tuple[str, ...]:
+    for layer in layers:
+        holds.hold(layer.module, root)
+    if not layers:
+        return ("none of the modules has running statistics",)
+    return (f"running statistics held: {named(one.path or '(root)' for one in layers)}", *holds.notes)
+
+
+def _moving(layers: Sequence[Located], holds: NormHolds, root: nn.Module) -> tuple[str, ...]:
+    """Tells which layers still update their statistics, and how to stop it."""
+    moving = [one for one in layers if one.module not in holds and (one.module.training or not root.training)]
+    if not moving:
+        return ()
+    glob = glob_of([one.path for one in moving])
+    return (
+        f"running statistics still move: {named(one.path or '(root)' for one in moving)}; "
+        f"to stop that, modscope freeze --norm-stats {glob}",
+    )
+
+
+def _by_optimizer(
+    located: Iterable[LocatedTensor], groups: Groups
+) -> list[tuple[Optimizer, list[torch.Tensor]]]:
+    held: dict[int, tuple[Optimizer, list[torch.Tensor]]] = {}
+    for one in located:
+        for optimizer in groups.holders(one.tensor):
+            held.setdefault(id(optimizer), (optimizer, []))[1].append(one.tensor)
+    return list(held.values())
+
+
+def _check_gradients_possible(located: Iterable[LocatedTensor]) -> None:
     for place in located:
         if not (place.tensor.is_floating_point() or place.tensor.is_complex()):
             raise DtypeMismatch(
@@ -69,25 +193,9 @@ def unfreeze(located: Sequence[LocatedTensor], groups: Groups, root: nn.Module) 
                 hint="select float or complex parameters only",
                 field="glob",
             )
-    _check_leaves(located)
-    already = sum(place.tensor.requires_grad for place in located)
-    wrapper = _wrapper_around(root, {id(place.tensor) for place in located if not place.tensor.requires_grad})
-    for place in located:
-        place.tensor.requires_grad = True
-    notes = _already(already, len(located), "trainable")
-    if wrapper:
-        notes += (f"{wrapper} was built while they were frozen: it will not reduce their gradients",)
-    unheld = [place.path for place in located if not groups.holds(place.tensor)]
-    if unheld:
-        more = f" and {len(unheld) - _NAMED} more" if len(unheld) > _NAMED else ""
-        notes += (
-            f"no optimizer holds {', '.join(unheld[:_NAMED])}{more}: to have them trained, "
-            f"modscope optim add {shlex.quote(_glob(unheld))}",
-        )
-    return notes
 
 
-def _check_leaves(located: Sequence[LocatedTensor]) -> None:
+def _check_leaves(located: Iterable[LocatedTensor]) -> None:
     for place in located:
         if is_lazy(place.tensor):
             continue
@@ -100,49 +208,16 @@ def _check_leaves(located: Sequence[LocatedTensor]) -> None:
             )
 
 
-def _check_freeze(frozen: set[int], root: nn.Module, scaled: Iterable[Optimizer]) -> None:
-    trainable = {
-        id(tensor)
-        for module in reachable(root)
-        for _, tensor in tensors(module, "_parameters")
-        if tensor.requires_grad
-    }
-    if trainable and trainable <= frozen:
-        raise WouldBreakTraining(
-            "no parameter of the model would stay trainable: backward() would raise",
-            hint="leave one trainable, or use force=True (--force)",
-        )
-    for optimizer in scaled:
-        held = {id(t) for group in optimizer.param_groups for t in group["params"] if t.requires_grad}
-        if held and held <= frozen:
-            raise WouldBreakTraining(
-                f"nothing in {type(optimizer).__name__} would stay trainable: GradScaler.step would raise",
-                hint="leave one of its parameters trainable, or use force=True (--force)",
-            )
-    wrapper = _wrapper_around(root, frozen & trainable)
-    if wrapper:
-        raise WouldBreakTraining(
-            f"{wrapper} wraps them and waits for each one's gradient on every rank",
-            hint="freeze before wrapping, on every rank; or use force=True (--force)",
-        )
-
-
-def _wrapper_around(root: nn.Module, ids: set[int]) -> str:
-    """ "DDP" or "FSDP" where one of these tensors is below such a wrapper; "" where none is."""
-    for module in reachable(root) if ids else ():
-        name = gradient_wrapper(module)
-        if name and any(
-            id(t) in ids for below in reachable(module) for _, t in tensors(below, "_parameters")
-        ):
-            return name
-    return ""
-
-
 def _already(already: int, total: int, what: str) -> tuple[str, ...]:
     return (f"{already} of {total} were {what} before",) if already else ()
 
 
-def _glob(paths: Sequence[str]) -> str:
-    """A glob that matches these parameter paths alone."""
-    escaped = [literal(path) for path in paths]
-    return escaped[0] if len(escaped) == 1 else "{" + ",".join(escaped) + "}"
+def _begins_anew(optimizer: Optimizer, why: str) -> str:
+    return f"{optimizer.__class__.__name__} begins its history anew: {why}"
+
+
+def _no_match(glob: str, type: str) -> NoMatch:
+    owner = f" in a module of type {type!r}" if type else ""
+    return NoMatch(
+        f"no parameter matches {glob or '*'!r}{owner}", hint="list them: `modscope params`", field="glob"
+    )

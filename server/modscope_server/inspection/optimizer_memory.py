@@ -6,39 +6,59 @@ all its parameters as a flat vector, and moves each of them along it, gradient o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.optim import LBFGS, Adagrad, Optimizer
 
-__all__ = ["begin_anew", "leave_out", "left_out", "prepare", "take_in"]
+from modscope_server.inspection.copies import bytes_of, copied, put_into
+from modscope_server.inspection.memento import Memento
+
+__all__ = [
+    "begin_anew",
+    "keep_history",
+    "keep_memory",
+    "keep_newcomers",
+    "leave_out",
+    "leaves_out",
+    "prepare",
+    "take_in",
+    "takes_in",
+]
 
 
 def begin_anew(optimizer: Optimizer, param: torch.Tensor) -> bool:
     """Make the optimizer forget what it keeps of the parameter; whether there was anything."""
     if isinstance(optimizer, LBFGS):
-        kept = bool(optimizer.state)
-        _restart(optimizer)
-        return kept
+        return _restart(optimizer)
     if isinstance(optimizer, Adagrad):
         return _restart_adagrad(optimizer, param)
     return bool(optimizer.state.pop(param, None))
 
 
-def leave_out(optimizer: Optimizer, ids: Collection[int]) -> bool:
+def leaves_out(optimizer: Optimizer, params: Sequence[torch.Tensor]) -> bool:
+    """Whether `leave_out` would change anything."""
+    return isinstance(optimizer, LBFGS) and bool(_ids(optimizer._params) & _ids(params))
+
+
+def leave_out(optimizer: Optimizer, params: Sequence[torch.Tensor]) -> bool:
     """Make LBFGS, which holds these parameters, move the others alone; whether it forgot its history.
 
-    Its groups still hold them. Where nothing else would be left they stay: without a gradient it returns
+    Its group still holds them. Where nothing else would be left they stay: without a gradient it returns
     before it moves anything.
     """
-    if not isinstance(optimizer, LBFGS) or not (_ids(optimizer._params) & set(ids)):
+    if not isinstance(optimizer, LBFGS) or not leaves_out(optimizer, params):
         return False
-    kept = bool(optimizer.state)
+    ids = _ids(params)
     moved = [param for param in optimizer._params if id(param) not in ids]
     if moved:
         optimizer._params = moved
-    _restart(optimizer)
-    return kept
+    return _restart(optimizer)
+
+
+def takes_in(optimizer: Optimizer, params: Sequence[torch.Tensor]) -> bool:
+    """Whether `take_in` would change anything."""
+    return isinstance(optimizer, LBFGS) and not _ids(params) <= _ids(optimizer._params)
 
 
 def take_in(optimizer: Optimizer, params: Sequence[torch.Tensor], *, new: bool = False) -> bool:
@@ -46,26 +66,56 @@ def take_in(optimizer: Optimizer, params: Sequence[torch.Tensor], *, new: bool =
 
     `new`: the group has only just got them.
     """
-    if not isinstance(optimizer, LBFGS):
+    if not isinstance(optimizer, LBFGS) or not (new or takes_in(optimizer, params)):
         return False
-    moved, wanted = _ids(optimizer._params), _ids(params)
-    if wanted <= moved and not new:
-        return False
-    (group,) = optimizer.param_groups
-    held = group["params"]
-    chosen = [param for param in held if id(param) in moved | wanted]
+    held = optimizer.param_groups[0]["params"]
+    moved = _ids(optimizer._params) | _ids(params)
+    chosen = [param for param in held if id(param) in moved]
     optimizer._params = held if len(chosen) == len(held) else chosen
-    kept = bool(optimizer.state)
-    _restart(optimizer)
-    return kept
+    return _restart(optimizer)
 
 
-def left_out(optimizer: Optimizer) -> list[torch.Tensor]:
-    """The parameters that LBFGS is made to leave out."""
-    if not isinstance(optimizer, LBFGS):
-        return []
-    moved = _ids(optimizer._params)
-    return [p for group in optimizer.param_groups for p in group["params"] if id(p) not in moved]
+def keep_memory(memento: Memento, optimizer: Optimizer, params: Sequence[torch.Tensor]) -> None:
+    """Keep what the optimizer keeps of these parameters."""
+    if isinstance(optimizer, LBFGS):
+        keep_history(memento, optimizer)
+    for param in params:
+        memento.keep_state(optimizer, param)
+
+
+def keep_newcomers(memento: Memento, optimizer: Optimizer, params: Sequence[torch.Tensor]) -> None:
+    """Keep that the optimizer keeps nothing of parameters that it will get, though it will from then on."""
+    if isinstance(optimizer, LBFGS):
+        keep_history(memento, optimizer)
+        return
+    for param in params:
+        _keep_absence(memento, optimizer, param)
+
+
+def keep_history(memento: Memento, optimizer: Optimizer) -> None:
+    """Keep the one history of LBFGS, and which of its parameters it moves."""
+    assert isinstance(optimizer, LBFGS)
+    held = optimizer.param_groups[0]["params"]
+    all_of_them, moved = optimizer._params is held, list(optimizer._params)
+    state = {param: copied(kept) for param, kept in optimizer.state.items()}
+
+    def restore() -> None:
+        optimizer._params = held if all_of_them else list(moved)
+        optimizer._numel_cache = None
+        optimizer.state.clear()
+        optimizer.state.update({param: put_into(None, kept) for param, kept in state.items()})
+
+    size = sum(bytes_of(kept) for kept in state.values())
+    memento.keep(("history", id(optimizer)), restore, size, lambda now: keep_history(now, optimizer))
+
+
+def _keep_absence(memento: Memento, optimizer: Optimizer, param: torch.Tensor) -> None:
+    def restore() -> None:
+        if all(param is not held for group in optimizer.param_groups for held in group["params"]):
+            optimizer.state.pop(param, None)
+
+    key = ("state", id(optimizer), id(param))
+    memento.keep(key, restore, again=lambda now: now.keep_state(optimizer, param))
 
 
 def prepare(optimizer: Optimizer, params: Sequence[torch.Tensor]) -> None:
@@ -86,9 +136,11 @@ def prepare(optimizer: Optimizer, params: Sequence[torch.Tensor]) -> None:
                 kept["sum"] = torch.full_like(param, _start(group, param), requires_grad=False)
 
 
-def _restart(optimizer: LBFGS) -> None:
+def _restart(optimizer: LBFGS) -> bool:
+    kept = bool(optimizer.state)
     optimizer.state.clear()
     optimizer._numel_cache = None
+    return kept
 
 
 @torch.no_grad()

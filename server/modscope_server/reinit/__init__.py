@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from modscope_server.reinit.plan import Action, Plan, Step, apply, plan
+from modscope_server.reinit.carrying_out import apply
+from modscope_server.reinit.plan import Action, Plan, Step, plan
 from modscope_server.reinit.schemes import RESET_PARAMETERS, SCHEMES
 
 __all__ = ["RESET_PARAMETERS", "SCHEMES", "Action", "Plan", "Step", "apply", "plan"]

@@ -1,21 +1,17 @@
-"""What a reinitialisation would do, checked whole before anything changes, and doing it."""
+"""What a reinitialisation would do, checked whole before anything changes."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from modscope.paths import join
-from modscope_server.errors import BadRequest, NoMatch, NotFinite, NotMaterialized, SchemeUnsuitable
-from modscope_server.inspection.backup import Backup, Bindings
-from modscope_server.inspection.casting import finite_elements
-from modscope_server.inspection.counts import reachable
+from modscope_server.errors import BadRequest, NoMatch, NotMaterialized, SchemeUnsuitable
 from modscope_server.inspection.members import member, tensors
-from modscope_server.inspection.randomness import keeping_random_state, seed_torch
+from modscope_server.inspection.parameters import located_parameters
 from modscope_server.inspection.selection import select_modules
 from modscope_server.inspection.tensors import unreadable_reason
 from modscope_server.reinit.order import applied
@@ -34,7 +30,7 @@ from modscope_server.reinit.suitability import (
     reset_obstacle,
 )
 
-__all__ = ["Action", "Plan", "Step", "apply", "plan"]
+__all__ = ["Action", "Plan", "Step", "plan"]
 
 _NAMED = 20
 
@@ -47,17 +43,21 @@ class Step:
     """Of the parameter, through the module at which nn.Module.apply comes to it first."""
     tensor: torch.Tensor
     scheme: str
+    aliases: tuple[str, ...] = ()
+    """Other paths of the same tensor, those included that were not selected."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Action:
-    """What the function does that is applied to one module; a shared module is visited several times."""
+    """What the function does that is applied to one module."""
 
     path: str
     """Of the module."""
     module: nn.Module
     targets: tuple[tuple[str, torch.Tensor], ...]
-    """Names and tensors to fill; for reset_parameters the module's own parameters."""
+    """Names and tensors that get new values: own parameters, but for those of an action before."""
+    settled: tuple[torch.Tensor, ...] = ()
+    """The module's own tensors that an action before has initialised, and that stay so."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,12 +71,12 @@ class Plan:
     steps: tuple[Step, ...]
     """What is initialised, in order; a tensor that several paths share once."""
     actions: tuple[Action, ...]
-    """All calls, in the order of nn.Module.apply."""
+    """All calls, in the order of nn.Module.apply; a module that several parents share once."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of the parameters, in the order in which they are initialised."""
-        return tuple(step.path for step in self.steps)
+        """Paths of the parameters, in the order in which they are initialised; all those of a tied one."""
+        return tuple(path for step in self.steps for path in (step.path, *step.aliases))
 
 
 def plan(
@@ -107,34 +107,10 @@ def plan(
         )
     calls = [(path, module) for path, module in applied(root) if id(module) in selected]
     parameter = parameter or ""
-    actions = _fills(calls, parameter, found, checked) if found else _resets(calls, parameter)
+    actions = _once(_fills(calls, parameter, found, checked) if found else _resets(calls, parameter))
     if not actions:
         raise _nothing(calls, parameter)
-    return Plan(scheme, checked, seed, _steps(actions, scheme), tuple(actions))
-
-
-def apply(plan: Plan) -> None:
-    """Carry a plan out, in place; every global random state is afterwards as before.
-
-    With a seed the values are those of torch.manual_seed(seed) and model.apply. Tensors keep their
-    identity. Where something raises, or a scheme leaves a value that is not finite, every tensor is put
-    back bit for bit. Raises SchemeUnsuitable and NotFinite.
-    """
-    scheme = find_scheme(plan.scheme)
-    modules = {id(module): module for action in plan.actions for module in reachable(action.module)}
-    bindings, backup = Bindings(modules.values()), Backup()
-    try:
-        with keeping_random_state(), torch.inference_mode(False), torch.no_grad():
-            seed_torch(secrets.randbits(64) if plan.seed is None else plan.seed)
-            for action in plan.actions:
-                if scheme is None:
-                    _reset(action, backup)
-                else:
-                    _fill(action, scheme, plan.arguments, backup)
-    except BaseException:
-        bindings.restore()
-        backup.restore()
-        raise
+    return Plan(scheme, checked, seed, _steps(actions, scheme, root), tuple(actions))
 
 
 def _refuse_closed(closed: Sequence[str]) -> None:
@@ -217,52 +193,30 @@ def _nothing(calls: Sequence[tuple[str, nn.Module]], parameter: str) -> NoMatch:
     return NoMatch(f"none of the {len(calls)} selected modules has {what}", hint=hint, field="parameter")
 
 
-def _steps(actions: Sequence[Action], scheme: str) -> tuple[Step, ...]:
-    steps: dict[int, Step] = {}
+def _once(actions: Sequence[Action]) -> list[Action]:
+    """The actions, each without the tensors that one before has initialised; none that has nothing left."""
+    seen: set[int] = set()
+    once: list[Action] = []
+    for action in actions:
+        own = [*action.targets, *tensors(action.module, "_buffers")]
+        settled = tuple(tensor for _, tensor in own if id(tensor) in seen)
+        if own and len(settled) == len(own):
+            continue
+        targets = tuple((name, tensor) for name, tensor in action.targets if id(tensor) not in seen)
+        seen.update(id(tensor) for _, tensor in own)
+        once.append(replace(action, targets=targets, settled=settled))
+    return once
+
+
+def _steps(actions: Sequence[Action], scheme: str, root: nn.Module) -> tuple[Step, ...]:
+    names = {id(one.tensor): (one.path, *one.aliases) for one in located_parameters(root)}
+    steps: list[Step] = []
     for action in actions:
         for name, tensor in action.targets:
-            steps.setdefault(id(tensor), Step(join(action.path, name), tensor, scheme))
-    return tuple(steps.values())
-
-
-def _fill(action: Action, scheme: Scheme, arguments: Mapping[str, Value], backup: Backup) -> None:
-    for name, tensor in action.targets:
-        path = join(action.path, name)
-        if not tensor.numel():
-            continue
-        backup.keep(tensor)
-        try:
-            scheme.fill(tensor, **arguments)
-        except Exception as error:
-            raise SchemeUnsuitable(
-                f"{scheme.name} failed at {path}: {error}", hint="nothing was changed"
-            ) from None
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(finite_elements(tensor).all()):
-            raise NotFinite(
-                f"{scheme.name} left values in {path} that are not finite",
-                hint="nothing was changed; use arguments that its dtype can hold",
-                field="arguments",
-            )
-
-
-def _reset(action: Action, backup: Backup) -> None:
-    below = reachable(action.module)
-    bindings = Bindings(below)
-    for module in below:
-        for kind in ("_parameters", "_buffers"):
-            for _, tensor in tensors(module, kind):
-                backup.keep(tensor)
-    method = reset_method(action.module)
-    try:
-        if method is not None:
-            method()
-        bindings.settle()
-    except Exception as error:
-        raise SchemeUnsuitable(
-            f"reset_parameters failed at {action.path!r}: {type(error).__name__}: {error}",
-            hint="nothing was changed; leave that module out by glob or type",
-            field="scheme",
-        ) from None
+            path = join(action.path, name)
+            others = tuple(other for other in names.get(id(tensor), ()) if other != path)
+            steps.append(Step(path, tensor, scheme, others))
+    return tuple(steps)
 
 
 def _some(items: Sequence[str], separator: str = ", ") -> str:

@@ -13,8 +13,9 @@ from modscope.v1 import tensor_pb2
 from modscope.v1.operation_pb2 import Operation
 from modscope.wire import Frame
 from modscope_server import reinit
-from modscope_server.errors import NoMatch
-from modscope_server.inspection.edits import check_announced, checked_source, freeze, unfreeze, write_checked
+from modscope_server.inspection.changes import Change
+from modscope_server.inspection.edits import check_announced, checked_source, write_checked
+from modscope_server.inspection.freezing import plan_freeze, plan_unfreeze
 from modscope_server.inspection.parameters import find_tensor, records_of, tensor_of, tensor_record
 from modscope_server.inspection.records import LocatedTensor, TensorRecord
 from modscope_server.inspection.selection import select_located_buffers, select_located_parameters
@@ -174,23 +175,35 @@ class ParameterServicer:
         """Set requires_grad to False."""
         registered = self._serving.registry.get(request.model)
 
-        def change(located: list[LocatedTensor]) -> tuple[str, ...]:
-            groups, scaled = registered.groups(), self._serving.scaled()
-            return freeze(located, groups, registered.root, request.force, scaled=scaled)
+        def plan() -> Change:
+            return plan_freeze(
+                registered.root,
+                request.glob,
+                request.type,
+                registered.groups(),
+                force=request.force,
+                norm_stats=request.norm_stats,
+                scaled=self._serving.scaled(),
+                holds=self._serving.norm_holds,
+            )
 
-        return messages.FreezeResponse(operation=self._change(request, registered, call, "freeze", change))
+        return messages.FreezeResponse(operation=self._change(registered, call, "freeze", plan))
 
     @changes
     def unfreeze(self, request: messages.UnfreezeRequest, call: Call) -> messages.UnfreezeResponse:
         """Set requires_grad to True."""
         registered = self._serving.registry.get(request.model)
 
-        def change(located: list[LocatedTensor]) -> tuple[str, ...]:
-            return unfreeze(located, registered.groups(), registered.root)
+        def plan() -> Change:
+            return plan_unfreeze(
+                registered.root,
+                request.glob,
+                request.type,
+                registered.groups(),
+                holds=self._serving.norm_holds,
+            )
 
-        return messages.UnfreezeResponse(
-            operation=self._change(request, registered, call, "unfreeze", change)
-        )
+        return messages.UnfreezeResponse(operation=self._change(registered, call, "unfreeze", plan))
 
     @changes
     def reinitialize(
@@ -235,23 +248,14 @@ class ParameterServicer:
         )
         return messages.ReinitializeResponse(operation=operation)
 
-    def _change(
-        self,
-        request: messages.FreezeRequest | messages.UnfreezeRequest,
-        registered: Registered,
-        call: Call,
-        kind: str,
-        change: Callable[[list[LocatedTensor]], tuple[str, ...]],
-    ) -> Operation:
-        """Select parameters and change them, at one safe point."""
+    def _change(self, registered: Registered, call: Call, kind: str, plan: Callable[[], Change]) -> Operation:
+        """Plan a change and carry it out, at one safe point."""
 
-        def select_and_change() -> tuple[list[str], tuple[str, ...]]:
-            located = select_located_parameters(registered.root, request.glob, request.type)
-            if not located:
-                raise _no_match(registered.name, request.glob, request.type)
-            return [one.path for one in located], change(located)
+        def plan_and_apply() -> tuple[Sequence[str], tuple[str, ...]]:
+            change = plan()
+            return change.paths, change.apply()
 
-        answer = self._serving.run(call, select_and_change, "write")
+        answer = self._serving.run(call, plan_and_apply, "write")
         paths, notes = answer.value
         return self._serving.operation(
             call, kind=kind, model=registered.name, paths=paths, answer=answer, notes=notes
@@ -290,12 +294,3 @@ def _tensor(registered: Registered, path: str, what: str) -> torch.Tensor:
 
 def _kind(what: str) -> Kind:
     return "grad" if what == "grad" else "read"
-
-
-def _no_match(model: str, glob: str, type: str) -> NoMatch:
-    owner = f" in a module of type {type!r}" if type else ""
-    return NoMatch(
-        f"no parameter of {model!r} matches {glob or '*'!r}{owner}",
-        hint="list them: `modscope params`",
-        field="glob",
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ from google.protobuf import timestamp_pb2
 
 from modscope.v1 import operation_pb2
 from modscope_server.config import ServerConfig
+from modscope_server.inspection.norm_stats import NormHolds
 from modscope_server.runtime.hooks import HookManager
 from modscope_server.runtime.registry import Registry
 from modscope_server.runtime.safepoint import Answer, Kind, SafePoint
@@ -43,6 +44,7 @@ class Serving:
         safepoint: SafePoint,
         hooks: HookManager,
         scaled: Callable[[], Iterable[Optimizer]],
+        extras: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -50,6 +52,10 @@ class Serving:
         self.hooks = hooks
         self.scaled = scaled
         """The optimizers that a GradScaler steps."""
+        self.extras = dict(extras or {})
+        """Other parts of the loop that attach was given, by name."""
+        self.norm_holds = NormHolds(safepoint)
+        """Layers whose running statistics are frozen."""
         self.budget = Budget(config.limits.staging_bytes)
         self._numbers = itertools.count(1)
 
