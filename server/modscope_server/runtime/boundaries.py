@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from threading import get_ident
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 
 from modscope_server.runtime.activity import Activity, inside_step
 from modscope_server.runtime.pending import PendingForwards
+from modscope_server.runtime.queue import Place
 from modscope_server.runtime.sensors import (
     hook_root,
     in_backward,
@@ -27,10 +28,6 @@ from modscope_server.runtime.steps import StepCounter
 from modscope_server.runtime.turns import Turns
 
 __all__ = ["Boundaries", "Control", "Place"]
-
-Place = Literal["optimizer", "mark", "forward"]
-"""Where the end of an iteration is noticed: after its last optimizer's step, in scope.step, or as late
-as at the next training forward."""
 
 _STEPS_BEFORE_DOUBT = 3
 _NO_BACKWARD = -1
@@ -77,6 +74,7 @@ class Boundaries:
         self._is_ours = is_ours
         self._ours = ours
         self._control: Control | None = None
+        self._boundary: Place | None = None
         self._chores: tuple[Callable[[], object], ...] = ()
         self._roots = list(roots)
         self._handles = [handle for root in self._roots for handle in hook_root(root, self)]
@@ -92,6 +90,15 @@ class Boundaries:
         """Count on from there; called at a safe point, as by a return to a snapshot."""
         self.steps.go_to(count)
         self._skipping.forget()
+
+    @property
+    def place(self) -> Place | None:
+        """Where in its iteration the loop stands while a request runs; None where that is not known."""
+        return self._turns.place
+
+    def ends_iteration(self, place: Place | None) -> bool:
+        """Whether nothing of an iteration is known to follow after this place in the loop."""
+        return place is not None and place == (self.steps.ends or place)
 
     @property
     def steps_per_second(self) -> float:
@@ -141,7 +148,7 @@ class Boundaries:
 
     def hold(self, until: Callable[[], bool]) -> None:
         """Keep the training thread at this boundary until `until()`, serving what may be served here."""
-        self._turns.hold(until, write=not self.backward_expected)
+        self._turns.hold(until, self._boundary, write=not self.backward_expected)
 
     def wake(self) -> None:
         """Have `hold` look at its condition again, now."""
@@ -164,7 +171,7 @@ class Boundaries:
         self._skipping.forget()
         if report is not None:
             report(self.steps.count)
-        self._turns.serve(write=not self.backward_expected)
+        self._turns.serve("mark", write=not self.backward_expected)
         self._tell_boundary("mark")
 
     def forward_begins(self, module: nn.Module) -> None:
@@ -195,7 +202,7 @@ class Boundaries:
         for chore in self._chores:
             chore()
         if self._turns.queue:
-            self._turns.serve(grad=False, write=not self.backward_expected)
+            self._turns.serve("forward" if ended else None, grad=False, write=not self.backward_expected)
         if ended:
             self._tell_boundary("forward")
 
@@ -213,7 +220,7 @@ class Boundaries:
         if self.pending.attention and torch.is_grad_enabled():
             self.pending.follow(output)
         if self._turns.queue and not self.steps.begun and not inside_step():
-            self._turns.serve(grad=False, write=not self.backward_expected)
+            self._turns.serve(None, grad=False, write=not self.backward_expected)
 
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped."""
@@ -244,11 +251,12 @@ class Boundaries:
             chore()
         if self.steps.complete:
             if self._turns.queue:
-                self._turns.serve(write=not self.backward_expected)
+                self._turns.serve("optimizer", write=not self.backward_expected)
             self._tell_boundary("optimizer")
 
     def _tell_boundary(self, place: Place) -> None:
         if self._control is not None:
+            self._boundary = place
             self._control.boundary(self.steps.count, place, not self.backward_expected)
 
     def _moved(self) -> None:

@@ -6,18 +6,31 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
-__all__ = ["Kind", "Request", "RequestQueue"]
+__all__ = ["Kind", "Place", "Request", "RequestQueue"]
 
 Kind = Literal["read", "grad", "write"]
 """read: values; grad: gradients, which exist from backward to zero_grad; write: any change."""
 
+Place = Literal["optimizer", "mark", "forward"]
+"""Where the end of an iteration is noticed: after its last optimizer's step, in scope.step, or as late
+as at the next training forward."""
+
 
 class Request:
-    """A function that waits for its point, and then what it gave."""
+    """A function that waits for its point, and then what it gave.
 
-    def __init__(self, fn: Callable[[], Any], kind: Kind) -> None:
+    Args:
+        fn: what to run.
+        kind: which points will do.
+        admits: of those of a running loop, which places will do; None for any.
+    """
+
+    def __init__(
+        self, fn: Callable[[], Any], kind: Kind, admits: Callable[[Place | None], bool] | None = None
+    ) -> None:
         self.fn = fn
         self.kind = kind
+        self.admits = admits or (lambda place: True)
         self.done = threading.Event()
         self.answer: Any = None
         self.error: BaseException | None = None
@@ -50,11 +63,14 @@ class RequestQueue:
             self._waiting = [*self._waiting, request]
         self._changed()
 
-    def take(self, kinds: Collection[Kind]) -> list[Request]:
-        """The requests of these kinds; they wait no more."""
+    def take(
+        self, kinds: Collection[Kind], place: Place | None = None, *, anywhere: bool = True
+    ) -> list[Request]:
+        """The requests of these kinds; they wait no more. Without `anywhere`, those that admit the place."""
         with self._mutex:
-            taken = [request for request in self._waiting if request.kind in kinds]
-            self._waiting = [request for request in self._waiting if request.kind not in kinds]
+            ready = [request for request in self._waiting if request.kind in kinds]
+            taken = ready if anywhere else [request for request in ready if request.admits(place)]
+            self._waiting = [request for request in self._waiting if request not in taken]
         if taken:
             self._changed()
         return taken

@@ -17,10 +17,10 @@ from torch.optim.optimizer import Optimizer
 
 from modscope_server.errors import Closed, NoSafePoint
 from modscope_server.runtime.boundaries import Boundaries, Control
-from modscope_server.runtime.queue import Kind, Request
+from modscope_server.runtime.queue import Kind, Place, Request
 from modscope_server.runtime.turns import Answer
 
-__all__ = ["Answer", "Caller", "Control", "Kind", "SafePoint"]
+__all__ = ["Answer", "Caller", "Control", "Kind", "Place", "SafePoint"]
 
 T = TypeVar("T")
 
@@ -100,12 +100,14 @@ class SafePoint(Boundaries):
         caller: Caller | None = None,
         timeout: float | None = None,
         cancelled: Cancelled | None = None,
+        admits: Callable[[Place | None], bool] | None = None,
     ) -> Answer[T]:
         """Run `fn` where it can neither tear nor be torn, and return what it gave.
 
         Between steps of a running loop `fn` runs on the training thread; beside an idle model, or
         when the training thread itself is the caller, on the calling thread while the training
         thread is held at its next hook. It runs under neutral thread-local modes, without grad.
+        `admits` chooses among the places of an iteration at which a loop that runs would serve it.
 
         Raises NoSafePoint when `timeout` seconds bring no point or the caller is gone: `fn` is then
         withdrawn and never runs. Raises Closed after `close`. What `fn` raises comes through.
@@ -118,7 +120,7 @@ class SafePoint(Boundaries):
             return self._run_for_training_thread(fn, kind, timeout)
         if self.activity.idle() and self._turns.claim():
             return self._turns.run(fn, self._notes(kind))
-        return self._wait(Request(fn, kind), deadline, cancelled)
+        return self._wait(Request(fn, kind, admits), deadline, cancelled)
 
     def peek(self, fn: Callable[[], T]) -> Answer[T]:
         """Run `fn`, which reads structure alone, at once and on the calling thread.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
+from typing import Literal
 
 __all__ = ["StepCounter"]
 
@@ -23,6 +24,9 @@ class StepCounter:
         self.count = 0
         self.forward_is_news = True
         """Whether a training forward would tell something: the one thing that a hook reads for that."""
+        self.ends: Literal["optimizer", "mark", "forward"] | None = None
+        """Where the last whole iteration ended: at its last optimizer step, at a mark, or, where neither
+        could be seen, at the forward after it. None where none is known."""
         self._stepped: set[int] = set()
         self._expected = max(1, optimizers)
         self._marked = False
@@ -59,6 +63,7 @@ class StepCounter:
             self._inside_backward = False
             if not self._stepped and not self._marked:
                 self._completed()
+                self.ends = "forward"
         self._renew()
         self.forward_is_news = False
 
@@ -103,7 +108,10 @@ class StepCounter:
     def _renew(self) -> None:
         if self._stepped:
             self._expected = len(self._stepped)
+            self.ends = "optimizer"
         elif self._marked:
             self._expected = 1
+        if self._marked:
+            self.ends = "mark"
         self._stepped.clear()
         self._marked = False

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from modscope_server.errors import Closed
 from modscope_server.runtime.activity import Activity
 from modscope_server.runtime.modes import neutral_modes
-from modscope_server.runtime.queue import Kind, Request, RequestQueue
+from modscope_server.runtime.queue import Kind, Place, Request, RequestQueue
 
 __all__ = ["Answer", "Turns"]
 
@@ -43,6 +43,8 @@ class Turns:
         self.queue = RequestQueue(self.refresh)
         self.server: int | None = None
         """The thread that serves a request now, whose own forwards and steps are no training."""
+        self.place: Place | None = None
+        """Where in its iteration the training thread serves requests; None elsewhere, and beside it."""
         self.closed = False
         self.watched = False
         """Whether somebody else wants to hear of every step boundary."""
@@ -85,22 +87,25 @@ class Turns:
             with self._running:
                 pass
 
-    def serve(self, *, write: bool, grad: bool = True, held: bool = False) -> None:
+    def serve(self, place: Place | None, *, write: bool, grad: bool = True, held: bool = False) -> None:
         """Run what waits and may run here. `held`: the loop stands anyway, so no share of it is taken."""
         if not self.queue:
             return
         reads = held or self.reads_wait() <= 0
         admitted: dict[Kind, bool] = {"read": reads, "grad": reads and grad, "write": write}
-        ready = self.queue.take([kind for kind, here in admitted.items() if here])
+        kinds = [kind for kind, here in admitted.items() if here]
+        ready = self.queue.take(kinds, place, anywhere=held)
         if not ready:
             return
         began = time.monotonic()
         with self._running:
+            self.place = place
             self._set_server(threading.get_ident())
             try:
                 for request in ready:
                     self._finish(request)
             finally:
+                self.place = None
                 self._set_server(None)
                 if not held and any(request.kind != "write" for request in ready):
                     ended = time.monotonic()
@@ -108,7 +113,7 @@ class Turns:
                 for request in ready:
                     request.fail(Closed("training was interrupted before this request was served"))
 
-    def hold(self, until: Callable[[], bool], *, write: bool) -> None:
+    def hold(self, until: Callable[[], bool], place: Place | None, *, write: bool) -> None:
         """Keep the training thread here until `until()` is true, serving every request that comes.
 
         `write`: whether a write is safe here. Looks again when woken by `refresh`, and every 0.1 s.
@@ -120,7 +125,7 @@ class Turns:
                 self._woken.clear()
                 if not self.queue and not until():
                     self._woken.wait(_LOOK_AGAIN)
-                self.serve(write=write, held=True)
+                self.serve(place, write=write, held=True)
         finally:
             self._activity.held = False
 
