@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,30 @@ def by_hand(model: nn.Module, fn: Callable[[nn.Module], Any]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model.apply(fn)
+
+
+class Seen:
+    """What a function given to nn.Module.apply has met, so that it initialises a tied tensor once."""
+
+    def __init__(self) -> None:
+        self._ids: set[int] = set()
+
+    def new(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Those that are met for the first time."""
+        new = [tensor for tensor in tensors if id(tensor) not in self._ids]
+        self._ids.update(id(tensor) for tensor in new)
+        return new
+
+    def reset(self, module: Any) -> None:
+        """The module's reset_parameters, but for what was met before; not run where that is all."""
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        before = [(tensor, tensor.detach().clone()) for tensor in own if id(tensor) in self._ids]
+        if not self.new(own):
+            return
+        module.reset_parameters()
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
 
 
 def run(model: nn.Module, *args: Any, **kwargs: Any) -> reinit.Plan:

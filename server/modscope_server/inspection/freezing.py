@@ -58,7 +58,7 @@ def plan_freeze(
     memento = _flags(located)
     for one in located:
         memento.keep_gradient(one.tensor)
-    for optimizer, params in _by_optimizer(located, groups):
+    for optimizer, params in groups.by_optimizer(_tensors(located)):
         if leaves_out(optimizer, params):
             keep_history(memento, optimizer)
     for layer in layers if norm_stats else ():
@@ -94,7 +94,7 @@ def plan_unfreeze(
     _check_gradients_possible(located)
     _check_leaves(located)
     memento = _flags(located)
-    for optimizer, params in _by_optimizer(located, groups):
+    for optimizer, params in groups.by_optimizer(_tensors(located)):
         if takes_in(optimizer, params):
             keep_history(memento, optimizer)
     for layer in layers:
@@ -121,7 +121,7 @@ def _flags(located: Iterable[LocatedTensor]) -> Memento:
 def _freeze(located: Sequence[LocatedTensor], groups: Groups) -> tuple[str, ...]:
     already = sum(not place.tensor.requires_grad for place in located)
     notes = _already(already, len(located), "frozen")
-    for optimizer, params in _by_optimizer(located, groups):
+    for optimizer, params in groups.by_optimizer(_tensors(located)):
         if leave_out(optimizer, params):
             notes += (_begins_anew(optimizer, "their share of its history would move them"),)
     for place in located:
@@ -143,7 +143,7 @@ def _unfreeze(located: Sequence[LocatedTensor], groups: Groups, root: nn.Module)
     wrapper = wrapper_around(root, {id(place.tensor) for place in located if not place.tensor.requires_grad})
     for place in located:
         place.tensor.requires_grad = True
-    for optimizer, params in _by_optimizer(located, groups):
+    for optimizer, params in groups.by_optimizer(_tensors(located)):
         if take_in(optimizer, params):
             notes += (_begins_anew(optimizer, "its history knows nothing of them"),)
     if wrapper:
@@ -175,14 +175,8 @@ def _moving(layers: Sequence[Located], holds: NormHolds, root: nn.Module) -> tup
     )
 
 
-def _by_optimizer(
-    located: Iterable[LocatedTensor], groups: Groups
-) -> list[tuple[Optimizer, list[torch.Tensor]]]:
-    held: dict[int, tuple[Optimizer, list[torch.Tensor]]] = {}
-    for one in located:
-        for optimizer in groups.holders(one.tensor):
-            held.setdefault(id(optimizer), (optimizer, []))[1].append(one.tensor)
-    return list(held.values())
+def _tensors(located: Iterable[LocatedTensor]) -> list[torch.Tensor]:
+    return [one.tensor for one in located]
 
 
 def _check_gradients_possible(located: Iterable[LocatedTensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +12,6 @@ from torch.optim import Optimizer
 from modscope_server.inspection.backup import TensorCopy, writing_to
 from modscope_server.inspection.copies import bytes_of, copied, put_into, same
 from modscope_server.inspection.tensors import dtype_name, has_grad, shape_of
-
-if TYPE_CHECKING:
-    from modscope_server.inspection.memento import Memento
 
 __all__ = ["Flag", "Gradient", "Groups", "Kept", "Other", "State", "Training", "Value"]
 
@@ -60,6 +57,10 @@ class Value(Kept):
     def copy(self) -> torch.Tensor:
         """The elements."""
         return self._kept.copy
+
+    def differs(self) -> bool:
+        """Whether the tensor has other elements now."""
+        return not same(self.tensor.data, self.copy.to(self.tensor.device))
 
     def put_back(self) -> None:
         self._kept.put_back()
@@ -235,11 +236,10 @@ class Training(Kept):
 class Other(Kept):
     """Anything that a function brings back."""
 
-    def __init__(
-        self, restore: Callable[[], None], nbytes: int, again: Callable[[Memento], None] | None
-    ) -> None:
+    def __init__(self, restore: Callable[[], None], nbytes: int, again: Callable[[Any], None] | None) -> None:
         self.nbytes = nbytes
         self.keep_again = again
+        """Keeps the same in another memento."""
         self._restore = restore
 
     def restore(self) -> None:

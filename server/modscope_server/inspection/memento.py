@@ -156,6 +156,11 @@ class Memento:
         """Whether `again` keeps all of it."""
         return all(one.keep_again is not None for one in self._kept.values() if isinstance(one, kept.Other))
 
+    def differs(self, tensor: torch.Tensor) -> bool:
+        """Whether the kept value of a tensor is not the present one."""
+        value = self._kept.get(("value", id(tensor)))
+        return isinstance(value, kept.Value) and value.differs()
+
     def values_now(self) -> dict[str, torch.Tensor]:
         """Copies of the present values of the tensors whose values are kept, by path."""
         copies = {id(one.tensor): one.again().copy for one in self._paths.values()}

@@ -80,6 +80,14 @@ class Groups:
         """The optimizers that hold the parameter."""
         return list(self._holders.get(id(param), ()))
 
+    def by_optimizer(self, params: Iterable[torch.Tensor]) -> list[tuple[Optimizer, list[torch.Tensor]]]:
+        """The optimizers that hold any of the parameters, each with those that it holds."""
+        held: dict[int, tuple[Optimizer, list[torch.Tensor]]] = {}
+        for param in params:
+            for optimizer in self.holders(param):
+                held.setdefault(id(optimizer), (optimizer, []))[1].append(param)
+        return list(held.values())
+
     def state(self, param: torch.Tensor, key: str) -> torch.Tensor:
         """What an optimizer keeps of the parameter under a key; a plain number as a 0-dimensional tensor.
 

@@ -12,7 +12,7 @@ from modscope_server.errors import NotFinite, SchemeUnsuitable
 from modscope_server.inspection.backup import Backup, Bindings, writing_to
 from modscope_server.inspection.casting import finite_elements
 from modscope_server.inspection.counts import reachable
-from modscope_server.inspection.members import tensors
+from modscope_server.inspection.members import Kind, tensors
 from modscope_server.inspection.randomness import keeping_random_state, seed_torch
 from modscope_server.reinit.plan import Action, Plan
 from modscope_server.reinit.schemes import Scheme, Value, find_scheme
@@ -20,17 +20,20 @@ from modscope_server.reinit.suitability import reset_method
 
 __all__ = ["apply"]
 
+_KINDS: tuple[Kind, ...] = ("_parameters", "_buffers")
 
-def apply(plan: Plan) -> None:
+
+def apply(plan: Plan, *, kept: bool = False) -> None:
     """Carry a plan out, in place; every global random state is afterwards as before.
 
     With a seed the values are those of torch.manual_seed(seed) and model.apply; a tied tensor gets its
     value at its first visit alone. Tensors keep their identity. Where something raises, or a scheme leaves
-    a value that is not finite, every tensor is put back bit for bit. Raises SchemeUnsuitable and NotFinite.
+    a value that is not finite, every tensor is put back bit for bit; where `kept` by the caller, who has
+    all values. Raises SchemeUnsuitable and NotFinite.
     """
     scheme = find_scheme(plan.scheme)
     modules = {id(module): module for action in plan.actions for module in reachable(action.module)}
-    bindings, backup = Bindings(modules.values()), Backup()
+    bindings, backup = Bindings(modules.values()), None if kept else Backup()
     try:
         with keeping_random_state(), torch.inference_mode(False), torch.no_grad():
             seed_torch(secrets.randbits(64) if plan.seed is None else plan.seed)
@@ -41,16 +44,18 @@ def apply(plan: Plan) -> None:
                     _fill(action, scheme, plan.arguments, backup)
     except BaseException:
         bindings.restore()
-        backup.restore()
+        if backup is not None:
+            backup.restore()
         raise
 
 
-def _fill(action: Action, scheme: Scheme, arguments: Mapping[str, Value], backup: Backup) -> None:
+def _fill(action: Action, scheme: Scheme, arguments: Mapping[str, Value], backup: Backup | None) -> None:
     for name, tensor in action.targets:
         path = join(action.path, name)
         if not tensor.numel():
             continue
-        backup.keep(tensor)
+        if backup is not None:
+            backup.keep(tensor)
         try:
             scheme.fill(tensor, **arguments)
         except Exception as error:
@@ -65,13 +70,12 @@ def _fill(action: Action, scheme: Scheme, arguments: Mapping[str, Value], backup
             )
 
 
-def _reset(action: Action, backup: Backup) -> None:
+def _reset(action: Action, backup: Backup | None) -> None:
     below = reachable(action.module)
     bindings = Bindings(below)
-    for module in below:
-        for kind in ("_parameters", "_buffers"):
-            for _, tensor in tensors(module, kind):
-                backup.keep(tensor)
+    if backup is not None:
+        for tensor in (t for one in below for kind in _KINDS for _, t in tensors(one, kind)):
+            backup.keep(tensor)
     method = reset_method(action.module)
     settled = [(tensor, tensor.detach().clone()) for tensor in action.settled]
     try:
