@@ -72,8 +72,9 @@ def test_numbers_in_lists_take_the_targets_dtype_and_arrays_do_not() -> None:
 
 def test_schemes_and_their_arguments() -> None:
     asked = requests.reinitialize(
-        "m", "*", None, "weight", "normal_", 7, reset_optimizer=False, options=requests.options(None, True, None),
+        "m", "*", None, "weight", "normal_", 7, reset_optimizer=False,
         arguments={"mean": 0, "std": 0.02, "nonlinearity": "relu"},
+        options=requests.options(None, True, None),
     )  # fmt: skip
     assert asked.seed == 7 and asked.parameter == "weight" and asked.keep_optimizer_state and asked.dry_run
     assert asked.arguments["mean"].integer == 0 and asked.arguments["std"].real == 0.02

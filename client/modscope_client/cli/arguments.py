@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
     from modscope_client.handles import RemoteModel
 
-__all__ = ["ANY_PATH", "INPUT_FILE", "MODULE_PATH", "OUTPUT_FILE", "TENSOR_PATH", "type_option"]
+__all__ = [
+    "ANY_PATH",
+    "INPUT_FILE",
+    "MODULE_PATH",
+    "OPERATION_ID",
+    "OUTPUT_FILE",
+    "SNAPSHOT_NAME",
+    "TENSOR_PATH",
+    "change_options",
+    "type_option",
+    "write_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,37 +44,47 @@ def _tensors(model: RemoteModel) -> list[str]:
     return [tensor.path for tensor in (*model.parameters(), *model.buffers())]
 
 
-class _RemotePath(click.types.StringParamType):
+class _RemoteName(click.types.StringParamType):
     """Text that a shell can complete with what the model has."""
 
     name = "text"
 
-    def __init__(self, list_paths: Callable[[RemoteModel], list[str]]) -> None:
-        self.list_paths = list_paths
+    def __init__(self, list_names: Callable[[RemoteModel], list[str]]) -> None:
+        self.list_names = list_names
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """The paths that begin so; none where no server answers at once."""
+        """The names that begin so; none where no server answers at once."""
         from click.shell_completion import CompletionItem
 
         settings: Settings = ctx.find_root().obj
         settings.timeout = min(settings.timeout or _COMPLETION_SECONDS, _COMPLETION_SECONDS)
         try:
             with settings.remote_model() as model:
-                paths = self.list_paths(model)
+                names = self.list_names(model)
         except Exception:  # a shell that completes has no place for a message
             return []
-        return [CompletionItem(path) for path in paths if path and path.startswith(incomplete)]
+        return [CompletionItem(name) for name in names if name and name.startswith(incomplete)]
 
 
 def _anything(model: RemoteModel) -> list[str]:
     return [*_modules(model), *_tensors(model)]
 
 
-ANY_PATH = _RemotePath(_anything)
-MODULE_PATH = _RemotePath(_modules)
-TENSOR_PATH = _RemotePath(_tensors)
+def _operations(model: RemoteModel) -> list[str]:
+    return [operation.id for operation in reversed(model.operations())]
+
+
+def _snapshots(model: RemoteModel) -> list[str]:
+    return [snapshot.name for snapshot in model.snapshots()]
+
+
+ANY_PATH = _RemoteName(_anything)
+MODULE_PATH = _RemoteName(_modules)
+TENSOR_PATH = _RemoteName(_tensors)
+OPERATION_ID = _RemoteName(_operations)
+SNAPSHOT_NAME = _RemoteName(_snapshots)
 
 
 def type_option(whose: str) -> Callable[[F], F]:
@@ -74,3 +95,43 @@ def type_option(whose: str) -> Callable[[F], F]:
         metavar="T",
         help=f"Class of {whose}, by isinstance, such as Linear.",
     )
+
+
+def change_options(verb: F) -> F:
+    """`--expected PATH=DIGEST`, `--dry-run`, `--request-id`, given to the verb as the client takes them."""
+    digests = click.option(
+        "--expected",
+        multiple=True,
+        metavar="PATH=DIGEST",
+        callback=_digests,
+        help="Refuse where this tensor has another digest.",
+    )
+    return digests(_unconditional_options(verb))
+
+
+def write_options(verb: F) -> F:
+    """`change_options` of a verb with one target: `--expected DIGEST`."""
+    digest = click.option("--expected", metavar="DIGEST", help="Refuse where it has another digest.")
+    return digest(_unconditional_options(verb))
+
+
+def _unconditional_options(verb: F) -> F:
+    dry_run = click.option(
+        "--dry-run", is_flag=True, help="Check, tell what would be done, and change nothing."
+    )
+    request_id = click.option(
+        "--request-id", metavar="ID", help="Change nothing where a call with this ID has."
+    )
+    return dry_run(request_id(verb))
+
+
+def _digests(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str] | None:
+    digests: dict[str, str] = {}
+    for text in texts:
+        path, separator, digest = text.rpartition("=")
+        if not separator or not path or not digest:
+            raise click.BadParameter(f"{text!r} is not PATH=DIGEST; 'modscope show PATH' tells the digest")
+        digests[path] = digest
+    return digests or None

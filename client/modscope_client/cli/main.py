@@ -35,11 +35,18 @@ VERBS: dict[str, dict[str, str]] = {
         "unfreeze": "Let parameters train again.",
         "reinit": "Initialise parameters anew.",
         "state": "List, save or load the state_dict.",
+        "optim": "List optimizer groups, set hyper-parameters, add parameters.",
+    },
+    "Go back": {
+        "ops": "List what was changed.",
+        "undo": "Put back what an operation changed.",
+        "snapshot": "Save a whole run at one step, and go back to it.",
     },
     "Run": {
         "forward": "Run the model on your input.",
         "watch": "Stream what modules see and give while they work.",
         "hooks": "List the hooks that modscope has put on a model.",
+        "run": "Tell what the training run does; pause it, step it, set breaks.",
     },
     "Set up": {
         "completion": "Print the completion script of a shell.",
@@ -70,6 +77,10 @@ _SHELL_WORDS = {
     "allow_non_finite=True": "--allow-non-finite",
     "strict=False": "--no-strict",
     'parameter="weight"': "--param weight",
+    "replace=True": "--replace",
+    "norm_stats=True": "--norm-stats",
+    "base_lr=True": "--base-lr",
+    "reset_optimizer=False": "--keep-optimizer-state",
 }
 """What hints call things in Python -> what they are called here."""
 

@@ -19,7 +19,13 @@ _DONE = {
     "unfreeze": "unfroze",
     "reinitialize": "reinitialised",
     "load_state_dict": "loaded",
+    "set_optimizer": "set hyper-parameters of",
+    "add_to_optimizer": "gave an optimizer",
+    "restore_snapshot": "restored",
+    "transaction": "changed",
+    "undo": "put back",
 }
+"""Kind of operation -> what was done to its tensors."""
 
 
 def emit_operation(output: Output, operation: Operation) -> None:
@@ -34,12 +40,7 @@ def operation_text(operation: Operation, *, paths: bool = True) -> str:
 
     A terminal gets the first 20 paths; anything else all of them.
     """
-    count = plural(len(operation.paths), "tensor")
-    if operation.outcome == "dry_run":
-        head = f"{operation.kind} would touch {count}; dry run, nothing was changed"
-    else:
-        done = _DONE.get(operation.kind, operation.kind)
-        head = f"{done} {count} at step {operation.step:,} {styled(f'({operation.id})', dim=True)}"
+    head = _head(operation)
     if not paths:
         return f"{head}\n"
     limit = _PATHS_ON_TERMINAL if sys.stdout.isatty() else len(operation.paths)
@@ -47,3 +48,19 @@ def operation_text(operation: Operation, *, paths: bool = True) -> str:
     if len(operation.paths) > limit:
         lines.append(f"  ... and {len(operation.paths) - limit:,} more; -o json lists them all")
     return "".join(f"{line}\n" for line in (head, *lines))
+
+
+def _head(operation: Operation) -> str:
+    kind = operation.kind.replace("_", " ")
+    count = plural(len(operation.paths), "tensor")
+    if operation.outcome == "dry_run":
+        return f"{kind} would touch {count}; dry run, nothing was changed"
+    if operation.outcome == "failed":
+        return f"{kind} failed at step {operation.step:,} {_id(operation)}; nothing was changed"
+    undoes = f", undoing {one_line(operation.undoes)}" if operation.undoes else ""
+    done = f"{_DONE.get(operation.kind, kind)} {count}" if operation.paths else kind
+    return f"{done} at step {operation.step:,} {_id(operation)}{undoes}"
+
+
+def _id(operation: Operation) -> str:
+    return styled(f"({one_line(operation.id)})", dim=True)

@@ -55,6 +55,8 @@ class Settings:
         """A connection, closed afterwards."""
         from modscope_client.client import connect
 
+        if self.address is not None:
+            _check_address(self.address)
         if not gc.isenabled():  # by __main__, for the time of the imports
             gc.freeze()
             gc.enable()
@@ -75,6 +77,16 @@ class Settings:
         """The model that --model names, over a connection that is closed afterwards."""
         with self.client() as client:
             yield client.model(self.model) if self.model is not None else client.model()
+
+
+def _check_address(address: str) -> None:
+    from modscope_client.address import parse_address
+    from modscope_client.errors import InvalidArgument
+
+    try:
+        parse_address(address)
+    except InvalidArgument as error:
+        raise click.BadParameter(f"{error.message}: {error.hint}", param_hint="--address") from None
 
 
 def _read_token(file: str) -> str:

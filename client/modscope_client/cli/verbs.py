@@ -10,7 +10,7 @@ import click
 
 from modscope_client.cli.settings import GlobalOption, global_options
 
-__all__ = ["HELP", "LazyGroup", "UnknownVerb", "Verb", "VerbGroup"]
+__all__ = ["HELP", "LazyGroup", "ListingGroup", "UnknownVerb", "Verb", "VerbGroup"]
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """click settings that every command shares."""
@@ -27,18 +27,22 @@ class Verb(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the verb's own options, the global ones by name, then the examples."""
-        records = [
-            record
-            for parameter in self.get_params(ctx)
-            if isinstance(parameter, click.Option) and not isinstance(parameter, GlobalOption)
-            if (record := parameter.get_help_record(ctx)) is not None
-        ]
-        if records:
-            with formatter.section("Options"):
-                formatter.write_dl(records)
-        with formatter.section("Global options"):
-            formatter.write_text("--address, --token-file, --model, --timeout, -o: see 'modscope --help'.")
+        _write_options(self, ctx, formatter)
         _write_examples(formatter, self.examples)
+
+
+def _write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    records = [
+        record
+        for parameter in command.get_params(ctx)
+        if isinstance(parameter, click.Option) and not isinstance(parameter, GlobalOption)
+        if (record := parameter.get_help_record(ctx)) is not None
+    ]
+    if records:
+        with formatter.section("Options"):
+            formatter.write_dl(records)
+    with formatter.section("Global options"):
+        formatter.write_text("--address, --token-file, --model, --timeout, -o: see 'modscope --help'.")
 
 
 def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
@@ -96,6 +100,24 @@ class VerbGroup(click.Group):
             close = get_close_matches(args[0], self.list_commands(ctx), n=3, cutoff=0.5)
             raise UnknownVerb(args[0], close, ctx)
         return super().resolve_command(ctx, args)
+
+
+class ListingGroup(VerbGroup):
+    """A group that is a verb too: where no other is given, its own function runs."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.params.extend(global_options())
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the verbs, the options, the examples."""
+        self.format_commands(ctx, formatter)
+        _write_options(self, ctx, formatter)
+        _write_examples(formatter, self.examples)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the verb that is given, or the group's own function."""
+        return click.Group.invoke(self, ctx)
 
 
 class LazyGroup(VerbGroup):

@@ -77,6 +77,14 @@ def test_a_listing_imports_only_what_it_needs(verb: str, live: Live) -> None:
         "safetensors",
         "grpc_status",
         "google.rpc",
+        "modscope.v1.operation_service_pb2",
+        "modscope.v1.optimizer_service_pb2",
+        "modscope.v1.snapshot_service_pb2",
+        "modscope.v1.run_service_pb2",
+        "modscope.v1.lease_service_pb2",
+        "modscope_client.change_types",
+        "modscope_client.run",
+        "modscope_client.run_types",
     ):
         assert not below(package, modules), f"{verb} imports {package}"
     assert below("modscope_client.cli.commands", modules) == {
@@ -109,10 +117,19 @@ def test_help_of_a_verb_has_examples_and_opens_as_the_list_says(verb: str, modsc
     assert (command.help or "").splitlines()[0] == summary
 
 
-def test_help_of_the_verbs_of_state(modscope: Modscope) -> None:
-    for verb in ("keys", "save", "load"):
-        assert f"$ modscope state {verb}" in modscope("state", verb, "--help").out
-    assert "keys" in modscope("state").out
+@pytest.mark.parametrize(
+    ("group", "verbs"),
+    [
+        ("state", "keys save load"),
+        ("optim", "set add"),
+        ("snapshot", "save list restore drop"),
+        ("run", "status pause resume step break breaks clear wait"),
+    ],
+)
+def test_help_of_the_verbs_of_a_group(group: str, verbs: str, modscope: Modscope) -> None:
+    for verb in verbs.split():
+        assert f"$ modscope {group} {verb}" in modscope(group, verb, "--help").out
+        assert f"  {verb} " in modscope(group, "--help").out
 
 
 def test_version() -> None:
@@ -133,6 +150,17 @@ def test_version() -> None:
         (["--timeout", "0s", "ls"], "more than 0", "--help"),
         (["modules", "client", "docs"], "docs", "quotes"),
         (["--token-file", "/no/such/file", "ls"], "/no/such/file", "--help"),
+        (["--address", "nowhere", "ls"], "unix:/path or host:port", "--help"),
+        (["--address", "unix:relative", "run", "status"], "must be absolute", "--help"),
+        (["optim", "set"], "NAME=VALUE", "modscope optim set --help"),
+        (["optim", "set", "lr"], "lr=3e-4", "modscope optim set --help"),
+        (["optim", "set", "lr=fast"], "'fast' is no JSON", "modscope optim set --help"),
+        (["optim", "set", "lr=1", "lr=2"], "twice", "modscope optim set --help"),
+        (["optim", "set", "group=1"], "no hyper-parameter", "modscope optim set --help"),
+        (["freeze", "w", "--expected", "sha256:0"], "PATH=DIGEST", "modscope freeze --help"),
+        (["run", "step", "0"], "0 is not in the range", "modscope run step --help"),
+        (["run", "pause", "--lease", "soon"], "500ms, 10s, 2m", "modscope run pause --help"),
+        (["undo"], "ID", "modscope undo --help"),
     ],
 )
 def test_usage(arguments: list[str], told: str, hint: str, modscope: Modscope) -> None:

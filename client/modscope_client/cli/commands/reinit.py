@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
-from modscope_client.cli.arguments import MODULE_PATH, type_option
+from modscope_client.cli.arguments import MODULE_PATH, change_options, type_option
 from modscope_client.cli.operations import emit_operation
 from modscope_client.cli.settings import Settings
 from modscope_client.cli.verbs import Verb
 
 __all__ = ["command"]
 
-_OPTIONS = ("type", "parameter", "scheme", "seed", "reset_optimizer", "dry_run", "glob")
+_OPTIONS = frozenset(
+    ("glob", "type", "parameter", "scheme", "seed", "reset_optimizer", "expected", "dry_run", "request_id")
+)
 """Keywords of reinitialize that are no arguments of a scheme."""
 
 
@@ -57,10 +59,11 @@ def _scheme_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw as torch.manual_seed(N) would.")
 @click.option("--keep-optimizer-state", is_flag=True, help="Keep the moments of what is initialised.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be initialised, and change nothing.")
+@change_options
 @click.pass_obj
 def command(
     settings: Settings,
+    /,
     glob: str,
     type_: str | None,
     parameter: str | None,
@@ -68,7 +71,7 @@ def command(
     arguments: tuple[str, ...],
     seed: int | None,
     keep_optimizer_state: bool,
-    dry_run: bool,
+    **change: Any,
 ) -> None:
     """Initialise parameters anew.
 
@@ -85,7 +88,7 @@ def command(
             scheme=scheme,
             seed=seed,
             reset_optimizer=not keep_optimizer_state,
-            dry_run=dry_run,
+            **change,
             **scheme_arguments,
         )
         emit_operation(settings.output, operation)

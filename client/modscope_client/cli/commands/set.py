@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from modscope_client.cli.arguments import INPUT_FILE, TENSOR_PATH
+from modscope_client.cli.arguments import INPUT_FILE, TENSOR_PATH, write_options
 from modscope_client.cli.files import read_tensor
 from modscope_client.cli.operations import emit_operation
 from modscope_client.cli.settings import Settings
@@ -31,15 +31,18 @@ __all__ = ["command"]
 @click.option("--fill", metavar="X", help="One number for every element, in the target's dtype.")
 @click.option("--cast", is_flag=True, help="Convert a file of another dtype to the target's.")
 @click.option("--allow-non-finite", is_flag=True, help="Take nan and the infinities too.")
+@write_options
 @click.pass_obj
 def command(
     settings: Settings,
+    /,
     path: str,
     value: str | None,
     file: str | None,
     fill: str | None,
     cast: bool,
     allow_non_finite: bool,
+    **change: Any,
 ) -> None:
     """Write one tensor in place.
 
@@ -57,5 +60,7 @@ def command(
     with settings.remote_model() as model:
         if value is not None:
             array = array_from_numbers(numbers, model.tensor(path, stats=False).info.dtype)
-        operation = model.write(path, array, cast=cast, fill=number, allow_non_finite=allow_non_finite)
+        operation = model.write(
+            path, array, cast=cast, fill=number, allow_non_finite=allow_non_finite, **change
+        )
     emit_operation(settings.output, operation)

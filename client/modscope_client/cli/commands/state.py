@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from modscope_client.cli.arguments import INPUT_FILE, OUTPUT_FILE
+from modscope_client.cli.arguments import INPUT_FILE, OUTPUT_FILE, change_options
 from modscope_client.cli.messages import note
 from modscope_client.cli.operations import operation_text
 from modscope_client.cli.progress import transfer_bar
@@ -75,15 +77,16 @@ def save(settings: Settings, file: str) -> None:
 @click.option(
     "--strict/--no-strict", default=True, help="Refuse missing and unexpected keys, or take what fits."
 )
+@change_options
 @click.pass_obj
-def load(settings: Settings, file: str, strict: bool) -> None:
+def load(settings: Settings, /, file: str, strict: bool, **change: Any) -> None:
     """Load a safetensors file into the model.
 
     All of it at one step boundary, or nothing. Keys are those of model.state_dict(), with the
     prefixes of wrappers or without.
     """
     with settings.remote_model() as model, transfer_bar("loading") as progress:
-        result = model.load_state_dict(file, strict, progress=progress)
+        result = model.load_state_dict(file, strict, progress=progress, **change)
     emit_document(settings.output, result, name=result.operation.id, text=lambda: _load_text(result))
     for text in result.operation.notes:
         note(text)
