@@ -43,7 +43,7 @@ def compared(name: Node, sign: str, value: float) -> Comparison:
             compared(Statistic("grad", "norm", "transformer.h.3.*"), ">", 10),
         ),
         ("nan(forward:*) > 0", compared(Statistic("forward", "nan", "*"), ">", 0)),
-        ("max( backward_pre : {a}.[0-9] )>1", compared(Statistic("backward_pre", "max", "{a}.[0-9]"), ">", 1)),
+        ("max( backward_pre : {a}[0-9] )>1", compared(Statistic("backward_pre", "max", "{a}[0-9]"), ">", 1)),
         ("inf (forward_pre:a\\)b) > 0", compared(Statistic("forward_pre", "inf", "a\\)b"), ">", 0)),
         ('std("a (b)") > 0', compared(Statistic("value", "std", "a (b)"), ">", 0)),
         ("mean(generator/*) < 0", compared(Statistic("value", "mean", "generator/*"), "<", 0)),
