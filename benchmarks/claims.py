@@ -15,6 +15,7 @@ CLAIMS = {
     "small": "small_read",
     "listing": "listing",
     "idle": "idle_step",
+    "stall": "stall",
     "cli": "cli_start",
 }
 """Module of each claim."""

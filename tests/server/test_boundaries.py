@@ -48,6 +48,11 @@ def iterate(model: nn.Module, optimizer: Optimizer) -> None:
     optimizer.step()
 
 
+def repeat(what: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        what()
+
+
 def heard(point: SafePoint) -> Heard:
     control = Heard(point)
     point.control = control
@@ -91,7 +96,7 @@ def test_a_held_loop_serves_everything_and_does_not_move(model: nn.Module) -> No
     control = heard(point)
     control.hold_at = 3
     point.peek(lambda: None)
-    loop = threading.Thread(target=lambda: [iterate(model, optimizer) for _ in range(5)])
+    loop = threading.Thread(target=repeat, args=(lambda: iterate(model, optimizer), 5))
     loop.start()
     assert control.holding.wait(TIMEOUT)
     weight = model.get_parameter("0.weight")
