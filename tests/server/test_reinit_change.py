@@ -39,7 +39,8 @@ def state_of(optimizer: Optimizer) -> dict[str, Any]:
 
 def test_a_tied_tensor_is_as_its_first_visit_left_it() -> None:
     """nn.Module.apply would draw an embedding's weight, then draw it anew as a linear layer's."""
-    model, twin = ZOO["tied"].build(), ZOO["tied"].build()
+    model: Any = ZOO["tied"].build()
+    twin: Any = ZOO["tied"].build()
     identity = id(model.embed.weight)
     before = random_state()
     planned = change(model)

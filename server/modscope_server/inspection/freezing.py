@@ -17,11 +17,12 @@ from modscope_server.inspection.commands import glob_of, named
 from modscope_server.inspection.memento import Memento
 from modscope_server.inspection.norm_stats import NormHolds, norm_layers
 from modscope_server.inspection.optimizer_memory import keep_history, leave_out, leaves_out, take_in, takes_in
+from modscope_server.inspection.optimizer_search import held_by_any
 from modscope_server.inspection.optimizers import Groups
 from modscope_server.inspection.parameters import located_parameters
 from modscope_server.inspection.records import Located, LocatedTensor
 from modscope_server.inspection.selection import select_located_parameters
-from modscope_server.inspection.tensors import dtype_name
+from modscope_server.inspection.tensors import dtype_name, has_grad
 
 __all__ = ["plan_freeze", "plan_unfreeze"]
 
@@ -124,14 +125,14 @@ def _freeze(located: Sequence[LocatedTensor], groups: Groups) -> tuple[str, ...]
     for optimizer, params in groups.by_optimizer(_tensors(located)):
         if leave_out(optimizer, params):
             notes += (_begins_anew(optimizer, "their share of its history would move them"),)
-    for place in located:
-        tensor = place.tensor
+    with_grad = [one for one in _tensors(located) if has_grad(one)]
+    held = held_by_any(one for one in with_grad if not groups.holds(one))
+    for tensor in _tensors(located):
         tensor.requires_grad = False
-        if tensor.grad is None:
-            continue
-        if groups.holds(tensor):
+    for tensor in with_grad:
+        if groups.holds(tensor) or id(tensor) in held:
             tensor.grad = None
-        else:
+        elif tensor.grad is not None:
             with writing_to(tensor.grad):
                 tensor.grad.zero_()
     return notes
