@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modscope_server.inspection.backup import same_bits
-from modscope_server.inspection.state_dict import Spec, apply_load, check_load, entries
+from modscope_server.inspection.state_dict import Spec, apply_load, check_load, entries, prepare_load
 from modscope_server.inspection.tensors import dtype_name
 
 
@@ -18,7 +18,7 @@ def specs_of(state: Mapping[str, Tensor]) -> list[Spec]:
 
 def load(root: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> tuple[list[str], list[str]]:
     plan = check_load(root, specs_of(state), strict)
-    missing, unexpected = apply_load(root, state, strict, plan)
+    missing, unexpected = apply_load(root, prepare_load(root, state, strict, plan), strict)
     if not plan.custom:
         assert list(plan.missing) == missing
         assert sorted(plan.unexpected) == sorted(unexpected)

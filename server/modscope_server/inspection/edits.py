@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from modscope.tensor import TensorData
 from modscope_server.errors import (
@@ -17,6 +18,9 @@ from modscope_server.errors import (
 )
 from modscope_server.inspection.backup import same_bits, writing_to
 from modscope_server.inspection.casting import converted, finite_elements, index_of_first
+from modscope_server.inspection.changes import Change
+from modscope_server.inspection.lookup import find_tensor
+from modscope_server.inspection.memento import Memento
 from modscope_server.inspection.records import LocatedTensor
 from modscope_server.inspection.tensors import dtype_name, dtype_named, from_data, unreadable_reason
 
@@ -24,6 +28,7 @@ __all__ = [
     "check_announced",
     "checked_source",
     "overlaps_itself",
+    "plan_write",
     "write_checked",
     "write_tensor",
 ]
@@ -95,6 +100,25 @@ def write_checked(located: LocatedTensor, source: torch.Tensor) -> None:
         raise ModscopeServerError(
             f"{path} was written, but reads back different", hint="read it, and report this with its device"
         )
+
+
+def plan_write(root: nn.Module, path: str, source: torch.Tensor) -> Change:
+    """Plan to write a source that `checked_source` gave into the tensor at a path.
+
+    Raises UnknownPath, and NotMaterialized, ShapeMismatch, DtypeMismatch where the target has changed since
+    the check.
+    """
+    located = find_tensor(root, path)
+    _check_writable(located.tensor, located.path)
+    _check_match(located.tensor, source.dtype, source.shape, located.path, cast=False)
+    memento = Memento()
+    memento.keep_tensor(located.path, located.tensor)
+
+    def apply() -> tuple[str, ...]:
+        write_checked(located, source)
+        return ()
+
+    return Change((located.path,), memento, apply)
 
 
 def overlaps_itself(t: torch.Tensor) -> bool:

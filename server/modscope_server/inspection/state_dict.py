@@ -30,7 +30,7 @@ from modscope_server.inspection.members import tensors
 from modscope_server.inspection.tensors import dtype_name, dtype_named, unreadable_reason
 from modscope_server.inspection.walk import Visit, walk
 
-__all__ = ["LoadPlan", "Spec", "apply_load", "check_load", "entries"]
+__all__ = ["Load", "LoadPlan", "Spec", "apply_load", "check_load", "entries", "prepare_load"]
 
 Spec: TypeAlias = tuple[str, str, tuple[int, ...]]
 """Key, dtype name and shape of a tensor to load."""
@@ -92,14 +92,22 @@ def check_load(root: nn.Module, specs: Sequence[Spec], strict: bool = True) -> L
     return LoadPlan(tuple(own), names, tuple(missing), tuple(unexpected), bool(loaders))
 
 
-def apply_load(
-    root: nn.Module, given: Mapping[str, torch.Tensor], strict: bool, plan: LoadPlan
-) -> tuple[list[str], list[str]]:
-    """Load in place what `check_load` has admitted; gives load_state_dict's missing and unexpected keys.
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A state_dict of which nothing keeps the model from loading it."""
 
-    A value that the model's dtype cannot hold is refused before anything changes; where a module's own
-    way to load raises, the model is put back as it was. Checks anew where the model's keys have changed
-    since the plan was made. Raises what `check_load` raises, and NotFinite.
+    plan: LoadPlan
+    state: Mapping[str, torch.Tensor]
+    """What is loaded, in the model's own keys and dtypes."""
+    inference: bool
+    """Whether a tensor of the model was made under inference_mode."""
+
+
+def prepare_load(root: nn.Module, given: Mapping[str, torch.Tensor], strict: bool, plan: LoadPlan) -> Load:
+    """Make what `check_load` has admitted ready to be loaded; changes nothing.
+
+    Checks anew where the model's keys have changed since the plan was made. Raises what `check_load`
+    raises, and NotFinite for a value that the model's dtype cannot hold.
     """
     current = _state_dict(root)
     own = _carried(current)
@@ -116,12 +124,21 @@ def apply_load(
         if not _is_extra_state(name):
             state[name] = converted(tensor, own[name].dtype, name) if name in own else tensor
     state._metadata = _metadata(root, current, state)  # type: ignore[attr-defined]
-    modules = reachable(root)
+    return Load(plan, state, any(t.is_inference() for t in own.values()))
+
+
+def apply_load(root: nn.Module, load: Load, strict: bool) -> tuple[list[str], list[str]]:
+    """Load in place what `prepare_load` gave; gives load_state_dict's missing and unexpected keys.
+
+    Where a module's own way to load raises, the model is put back as it was. Raises ShapeMismatch and
+    KeysMismatch.
+    """
+    modules, plan = reachable(root), load.plan
     held = [tensor for module in modules for tensor in _own_tensors(module)] if plan.custom else []
     backup, bindings = Backup(held), Bindings(modules)
     try:
-        with torch.inference_mode() if any(t.is_inference() for t in own.values()) else torch.no_grad():
-            report = root.load_state_dict(state, strict=False)
+        with torch.inference_mode() if load.inference else torch.no_grad():
+            report = root.load_state_dict(load.state, strict=False)
         missing, unexpected = _reported(report, plan)
         if strict:
             _refuse_keys(missing, unexpected)
@@ -131,8 +148,7 @@ def apply_load(
         if not isinstance(error, RuntimeError):
             raise
         refusal = ShapeMismatch if "size mismatch" in str(error) else KeysMismatch
-        hint = "nothing of it was loaded" if plan.custom else "part of it may have been loaded: load it again"
-        raise refusal(f"the model refused the state_dict: {error}", hint=hint) from None
+        raise refusal(f"the model refused the state_dict: {error}", hint="nothing of it was loaded") from None
     return missing, unexpected
 
 

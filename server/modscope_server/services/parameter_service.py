@@ -10,12 +10,7 @@ from modscope import wire
 from modscope.tensor import CHUNK_BYTES, TensorData, digest
 from modscope.v1 import parameter_service_pb2 as messages
 from modscope.v1 import tensor_pb2
-from modscope.v1.operation_pb2 import Operation
 from modscope.wire import Frame
-from modscope_server import reinit
-from modscope_server.inspection.changes import Change
-from modscope_server.inspection.edits import check_announced, checked_source, write_checked
-from modscope_server.inspection.freezing import plan_freeze, plan_unfreeze
 from modscope_server.inspection.parameters import find_tensor, records_of, tensor_of, tensor_record
 from modscope_server.inspection.records import LocatedTensor, TensorRecord
 from modscope_server.inspection.selection import select_located_buffers, select_located_parameters
@@ -33,6 +28,7 @@ from modscope_server.runtime.safepoint import Kind
 from modscope_server.services import convert
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
+from modscope_server.services.change_plans import Write, freeze_plan, reinitialize_plan, unfreeze_plan
 from modscope_server.services.serving import Serving, batches
 from modscope_server.services.uploads import Uploads
 
@@ -147,119 +143,40 @@ class ParameterServicer:
             opening = next(requests, Frame(messages.WriteTensorRequest()))
             first, data = opening.header, opening.data
             registered = self._serving.registry.get(first.model)
-            target = self._serving.safepoint.peek(lambda: find_tensor(registered.root, first.path)).value
-            fill = convert.scalar(first.fill, "fill") if first.HasField("fill") else None
-            if first.HasField("spec"):
-                dtype, shape, size = convert.spec_from(first.spec, "spec")
-                check_announced(target, dtype, shape, cast=first.cast)
-                uploads.begin(first.path, dtype, shape, size)
+            write = Write(self._serving, registered, first, uploads)
             uploads.feed(data)
             for frame in requests:
                 uploads.feed(frame.data)
-            received = next(iter(uploads.finish()), None)
-            source = checked_source(target, received, fill, first.cast, first.allow_non_finite)
-
-            def write() -> str:
-                live = find_tensor(registered.root, first.path)
-                write_checked(live, source)
-                return live.path
-
-            answer = self._serving.run(call, write, "write")
-        operation = self._serving.operation(
-            call, kind="write", model=registered.name, paths=[answer.value], answer=answer
-        )
+            plan = write.plan(uploads.finish())
+            operation = self._serving.change(call, registered, "write", plan, first.options)
         return messages.WriteTensorResponse(operation=operation)
 
     @changes
     def freeze(self, request: messages.FreezeRequest, call: Call) -> messages.FreezeResponse:
         """Set requires_grad to False."""
         registered = self._serving.registry.get(request.model)
-
-        def plan() -> Change:
-            return plan_freeze(
-                registered.root,
-                request.glob,
-                request.type,
-                registered.groups(),
-                force=request.force,
-                norm_stats=request.norm_stats,
-                scaled=self._serving.scaled(),
-                holds=self._serving.norm_holds,
-            )
-
-        return messages.FreezeResponse(operation=self._change(registered, call, "freeze", plan))
+        plan = freeze_plan(self._serving, registered, request)
+        operation = self._serving.change(call, registered, "freeze", plan, request.options)
+        return messages.FreezeResponse(operation=operation)
 
     @changes
     def unfreeze(self, request: messages.UnfreezeRequest, call: Call) -> messages.UnfreezeResponse:
         """Set requires_grad to True."""
         registered = self._serving.registry.get(request.model)
-
-        def plan() -> Change:
-            return plan_unfreeze(
-                registered.root,
-                request.glob,
-                request.type,
-                registered.groups(),
-                holds=self._serving.norm_holds,
-            )
-
-        return messages.UnfreezeResponse(operation=self._change(registered, call, "unfreeze", plan))
+        plan = unfreeze_plan(self._serving, registered, request)
+        operation = self._serving.change(call, registered, "unfreeze", plan, request.options)
+        return messages.UnfreezeResponse(operation=operation)
 
     @changes
     def reinitialize(
         self, request: messages.ReinitializeRequest, call: Call
     ) -> messages.ReinitializeResponse:
-        """Plan a reinitialisation and, unless it is a dry run, carry it out at the same safe point."""
+        """Initialise parameters anew; `dry_run` is the same as that of the options."""
         registered = self._serving.registry.get(request.model)
-        arguments = {
-            name: convert.scalar(value, f"arguments.{name}") for name, value in request.arguments.items()
-        }
-
-        def plan_and_apply() -> tuple[Sequence[str], tuple[str, ...]]:
-            plan = reinit.plan(
-                registered.root,
-                request.glob if request.HasField("glob") else "*",
-                request.type,
-                request.parameter if request.HasField("parameter") else None,
-                request.scheme or reinit.RESET_PARAMETERS,
-                arguments,
-                request.seed if request.HasField("seed") else None,
-            )
-            if request.dry_run:
-                return plan.paths, ()
-            reinit.apply(plan)
-            groups = registered.groups()
-            restarted = 0
-            if not request.keep_optimizer_state:
-                restarted = sum(groups.clear_state(step.tensor) for step in plan.steps)
-            note = f"the optimizer's state of {restarted} tensors begins anew"
-            return plan.paths, (note,) if restarted else ()
-
-        answer = self._serving.run(call, plan_and_apply, "read" if request.dry_run else "write")
-        paths, notes = answer.value
-        operation = self._serving.operation(
-            call,
-            kind="reinitialize",
-            model=registered.name,
-            paths=paths,
-            answer=answer,
-            notes=notes,
-            dry_run=request.dry_run,
-        )
+        plan = reinitialize_plan(self._serving, registered, request)
+        request.options.dry_run |= request.dry_run
+        operation = self._serving.change(call, registered, "reinitialize", plan, request.options)
         return messages.ReinitializeResponse(operation=operation)
-
-    def _change(self, registered: Registered, call: Call, kind: str, plan: Callable[[], Change]) -> Operation:
-        """Plan a change and carry it out, at one safe point."""
-
-        def plan_and_apply() -> tuple[Sequence[str], tuple[str, ...]]:
-            change = plan()
-            return change.paths, change.apply()
-
-        answer = self._serving.run(call, plan_and_apply, "write")
-        paths, notes = answer.value
-        return self._serving.operation(
-            call, kind=kind, model=registered.name, paths=paths, answer=answer, notes=notes
-        )
 
     def _records(
         self, call: Call, registered: Registered, select: Callable[[], list[LocatedTensor]], *, stats: bool

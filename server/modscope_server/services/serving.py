@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from google.protobuf import timestamp_pb2
-
 from modscope.v1 import operation_pb2
 from modscope_server.config import ServerConfig
+from modscope_server.inspection.changes import Plan
 from modscope_server.inspection.norm_stats import NormHolds
 from modscope_server.runtime.hooks import HookManager
-from modscope_server.runtime.registry import Registry
+from modscope_server.runtime.ledger import Ledger
+from modscope_server.runtime.operations import Operations
+from modscope_server.runtime.registry import Registered, Registry
 from modscope_server.runtime.safepoint import Answer, Kind, SafePoint
 from modscope_server.runtime.staging import Budget, StagedRead
 from modscope_server.services.call import Call
+from modscope_server.services.changing import operation, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,6 @@ T = TypeVar("T")
 
 BATCH = 1024
 """Most records in one message of a listing."""
-
-_log = logging.getLogger("modscope_server")
 
 
 class Serving:
@@ -57,7 +55,8 @@ class Serving:
         self.norm_holds = NormHolds(safepoint)
         """Layers whose running statistics are frozen."""
         self.budget = Budget(config.limits.staging_bytes)
-        self._numbers = itertools.count(1)
+        self.ledger = Ledger(config.limits.operations, config.limits.undo_bytes)
+        self.operations = Operations(safepoint, self.ledger)
 
     def run(self, call: Call, fn: Callable[[], T], kind: Kind = "read") -> Answer[T]:
         """Run `fn` at a safe point, for as long as the caller waits."""
@@ -75,35 +74,17 @@ class Serving:
         finally:
             staged.close()
 
-    def operation(
+    def change(
         self,
         call: Call,
-        *,
+        registered: Registered,
         kind: str,
-        model: str,
-        paths: Sequence[str],
-        answer: Answer[Any],
-        notes: Sequence[str] = (),
-        dry_run: bool = False,
+        plan: Plan,
+        options: operation_pb2.ChangeOptions | None = None,
     ) -> operation_pb2.Operation:
-        """The record of a mutating call that took effect, or would have; logged in one line."""
-        now = time.time()
-        operation = operation_pb2.Operation(
-            id=f"op-{next(self._numbers)}",
-            kind=kind,
-            model=model,
-            paths=paths,
-            step=answer.step,
-            who=call.who,
-            time=timestamp_pb2.Timestamp(seconds=int(now), nanos=int(now % 1 * 1e9)),
-            outcome="dry_run" if dry_run else "applied",
-            notes=(*answer.notes, *notes),
-        )
-        _log.info(
-            "%s: %s of %s (%d tensors) at step %d by %s, %s",
-            operation.id, kind, model, len(paths), answer.step, operation.who, operation.outcome,
-        )  # fmt: skip
-        return operation
+        """Carry a change out at a write point, whole or not at all, and give its entry in the ledger."""
+        entry = self.operations.carry_out(kind, registered, [plan], options_of(call, options))
+        return operation(entry, self.ledger)
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:

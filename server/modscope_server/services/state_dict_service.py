@@ -10,7 +10,8 @@ from modscope.v1 import state_dict_service_pb2 as messages
 from modscope.v1 import tensor_pb2
 from modscope.wire import Frame
 from modscope_server.errors import BadRequest
-from modscope_server.inspection.state_dict import apply_load, check_load, entries
+from modscope_server.inspection.state_dict import check_load, entries
+from modscope_server.inspection.state_dict_change import LoadReport, plan_load
 from modscope_server.inspection.tensors import dtype_name, from_data, nbytes, shape_of
 from modscope_server.services import convert
 from modscope_server.services.auth import changes
@@ -80,16 +81,17 @@ class StateDictServicer:
             _receive(first, data, requests, specs, uploads)
             keys = [key for key, _, _ in announced]
             given = dict(zip(keys, map(from_data, uploads.finish()), strict=True))
-            answer = self._serving.run(call, lambda: apply_load(root, given, strict, plan), "write")
-        missing, unexpected = answer.value
-        operation = self._serving.operation(
-            call,
-            kind="load_state_dict",
-            model=registered.name,
-            paths=[name for key, name in plan.names.items() if key in given],
-            answer=answer,
+            report = LoadReport(plan)
+            operation = self._serving.change(
+                call,
+                registered,
+                "load_state_dict",
+                lambda: plan_load(root, given, strict, plan, report),
+                first.options,
+            )
+        return messages.UploadResponse(
+            operation=operation, missing_keys=report.missing, unexpected_keys=report.unexpected
         )
-        return messages.UploadResponse(operation=operation, missing_keys=missing, unexpected_keys=unexpected)
 
 
 def _receive(
