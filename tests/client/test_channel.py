@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import threading
@@ -111,6 +112,17 @@ def test_the_service_config_names_reads_alone() -> None:
     names = {name["method"] for name in config["name"]}
     assert names == {name for _, name in rpcs.RETRIED} >= {rpc.name for rpc in rpcs.READS}
     assert not names & {"WriteTensor", "Freeze", "Unfreeze", "Reinitialize", "Upload", "Forward", "Watch"}
+
+
+def test_what_is_sent_again_is_there_and_changes_nothing() -> None:
+    for service, name in rpcs.RETRIED:
+        home = importlib.import_module(f"modscope.v1.{_snake(service.rpartition('.')[2])}_pb2")
+        assert name in home.DESCRIPTOR.services_by_name[service.rpartition(".")[2]].methods_by_name
+        assert name.startswith(("Get", "List", "Read", "Download", "Wait"))
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
 class Flaky:

@@ -1,0 +1,46 @@
+"""One test body for the sync and the async client: what a call gives is awaited where it can be."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from modscope_client import aio
+from modscope_client.channel import Endpoint
+from modscope_client.client import Client
+
+__all__ = ["CLIENTS", "entered", "over", "settle"]
+
+CLIENTS = (Client, aio.Client)
+
+
+def over(kind: Any, endpoint: Endpoint, body: Callable[[Any], Awaitable[Any]], timeout: float = 30) -> Any:
+    """Runs the body with a client of that kind, and closes it."""
+
+    async def main() -> Any:
+        client = kind(endpoint, timeout)
+        try:
+            return await body(client)
+        finally:
+            await settle(client.close())
+
+    return asyncio.run(main())
+
+
+async def settle(given: Any) -> Any:
+    """What a call gives, awaited where it is a coroutine."""
+    return await given if inspect.isawaitable(given) else given
+
+
+@asynccontextmanager
+async def entered(manager: Any) -> AsyncIterator[Any]:
+    """`with` or `async with`, whichever the manager is made for."""
+    if hasattr(manager, "__aenter__"):
+        async with manager as made:
+            yield made
+    else:
+        with manager as made:
+            yield made
