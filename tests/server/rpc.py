@@ -19,6 +19,8 @@ from modscope.tensor import CHUNK_BYTES, TensorData, chunks
 from modscope.v1 import (
     hook_service_pb2,
     model_service_pb2,
+    operation_service_pb2,
+    optimizer_service_pb2,
     parameter_service_pb2,
     state_dict_service_pb2,
     tensor_pb2,
@@ -48,6 +50,8 @@ METHODS: dict[str, MethodDescriptor] = {
         (parameter_service_pb2, "ParameterService"),
         (state_dict_service_pb2, "StateDictService"),
         (hook_service_pb2, "HookService"),
+        (operation_service_pb2, "OperationService"),
+        (optimizer_service_pb2, "OptimizerService"),
     )
     for method in file.DESCRIPTOR.services_by_name[name].methods
 }
