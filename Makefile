@@ -11,7 +11,7 @@ GENERATE := -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy=.venv-proto/b
 PROTOS = $(wildcard proto/modscope/v1/*.proto)
 LAST_TAG = $(shell git describe --tags --abbrev=0 2>/dev/null)
 
-.PHONY: help demo test lint type proto proto-check check bench docs format clean
+.PHONY: help demo test stress lint type proto proto-check check bench docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: .venv/.demo ## Train a digits classifier and look inside it from another p
 
 test: .venv/.ok ## Run all tests, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+stress: .venv/.ok ## 5,000 random changes under each kind of loop, 20,000 reads that may not be torn
+	MODSCOPE_STRESS=34 $(BIN)/python -m pytest --timeout 1800 tests/end_to_end/test_loops.py tests/end_to_end/test_torn_reads.py
 
 lint: .venv/.ok ## Style, formatting, layers, file lengths
 	$(BIN)/ruff check

@@ -11,6 +11,7 @@ from torch import nn
 
 from modscope.tensor import CHUNK_BYTES
 from modscope_server.errors import LimitExceeded, NotMaterialized
+from modscope_server.runtime.from_device import copy_from_cuda
 from modscope_server.runtime.safepoint import SafePoint
 from modscope_server.runtime.staging import Budget, StagedRead
 
@@ -120,3 +121,20 @@ def test_what_cannot_be_read_is_named(safepoint: SafePoint) -> None:
     read = StagedRead(safepoint, lambda: list(lazy.state_dict().items()), Budget(1000))
     with pytest.raises(NotMaterialized, match="weight"):
         read.start()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("elements", [1, 1 << 20, (10 << 20) + 7])
+def test_cuda_tensors_come_over_through_pinned_buffers(elements: int) -> None:
+    there = torch.randn(elements, device="cuda")
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        there.mul_(2.0)
+    target = torch.empty(there.nbytes, dtype=torch.uint8)
+    ends = list(copy_from_cuda(target, there))
+    assert ends[-1] == there.nbytes
+    assert torch.equal(target.view(torch.float32), there.cpu())
+    turned = torch.randn(300, 500, device="cuda").t()
+    target = torch.empty(turned.nbytes, dtype=torch.uint8)
+    list(copy_from_cuda(target, turned))
+    assert torch.equal(target.view(torch.float32).view(500, 300), turned.cpu())

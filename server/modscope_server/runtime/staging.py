@@ -17,6 +17,7 @@ import torch
 from modscope.tensor import CHUNK_BYTES, TensorData
 from modscope_server.errors import LimitExceeded, NotMaterialized
 from modscope_server.inspection.tensors import byte_view, dtype_name, nbytes, snapshot, unreadable_reason
+from modscope_server.runtime.from_device import copy_from_cuda
 from modscope_server.runtime.memory import HostMemory
 from modscope_server.runtime.safepoint import Caller, Cancelled, Kind, SafePoint
 
@@ -228,9 +229,12 @@ def _layout(tensors: Sequence[tuple[str, torch.Tensor]]) -> list[StagedEntry]:
 def _copy_into(target: torch.Tensor, tensor: torch.Tensor, piece: int) -> Iterator[int]:
     """Copy a tensor's bytes into `target`, with the GIL free; yields how far it is.
 
-    Pieces are copied by numpy, on this thread alone: torch would put all cores to work, and beside a
+    CPU pieces are copied by numpy, on this thread alone: torch would put all cores to work, and beside a
     transfer they have other things to do.
     """
+    if tensor.device.type == "cuda" and target.numel():
+        yield from copy_from_cuda(target, tensor)
+        return
     plain = (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
         and tensor.device.type == "cpu"
