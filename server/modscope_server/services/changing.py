@@ -10,7 +10,12 @@ from modscope_server.runtime.ledger import Ledger
 from modscope_server.runtime.operations import Options
 from modscope_server.services.call import Call
 
-__all__ = ["operation", "options_of"]
+__all__ = ["LARGEST", "operation", "options_of"]
+
+LARGEST = 4 << 20
+"""Most bytes of operations in one message."""
+
+_PATHS = 10_000
 
 
 def options_of(call: Call, options: operation_pb2.ChangeOptions | None) -> Options:
@@ -28,8 +33,8 @@ def options_of(call: Call, options: operation_pb2.ChangeOptions | None) -> Optio
 
 
 def operation(entry: Entry, ledger: Ledger) -> operation_pb2.Operation:
-    """An entry of the ledger, as it is now."""
-    return operation_pb2.Operation(
+    """An entry of the ledger, as it is now; digests and paths that do not fit into a message are left out."""
+    message = operation_pb2.Operation(
         id=entry.id,
         kind=entry.kind,
         model=entry.model,
@@ -46,3 +51,11 @@ def operation(entry: Entry, ledger: Ledger) -> operation_pb2.Operation:
         undoes=entry.undoes.id if entry.undoes else "",
         not_undoable=ledger.not_undoable(entry)[0],
     )
+    if message.ByteSize() > LARGEST:
+        message.ClearField("before")
+        message.ClearField("after")
+        message.notes.append("the digests of so many tensors do not fit into a message: they are left out")
+    if message.ByteSize() > LARGEST:
+        message.notes.append(f"{len(message.paths) - _PATHS} more paths do not fit into a message")
+        del message.paths[_PATHS:]
+    return message
