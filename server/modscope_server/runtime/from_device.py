@@ -27,10 +27,10 @@ def copy_from_cuda(target: torch.Tensor, source: torch.Tensor) -> Iterator[int]:
         # The training thread may work on a stream that this thread does not know of.
         torch.cuda.synchronize(device)
         flat = source.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-        stream = torch.cuda.Stream(device)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
         buffers = [torch.empty(min(_PIECE, len(flat)), dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        filled: list[torch.cuda.Event] = [torch.cuda.Event(), torch.cuda.Event()]
+        filled = [torch.cuda.Event() for _ in buffers]  # type: ignore[no-untyped-call]
         starts = range(0, len(flat), _PIECE)
 
         def fill(number: int) -> None:
