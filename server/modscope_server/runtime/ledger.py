@@ -152,7 +152,7 @@ class Ledger:
         self._drop(oldest, "it is forgotten")
 
     def _let_go(self, newest: Entry) -> tuple[str, ...]:
-        """Let copies go until the rest is within the bound: the oldest, or those of one that is too large."""
+        """Let copies go until the rest is within the bound; gives notes of that."""
         size = newest.memento.nbytes if newest.memento else 0
         self._bytes += size
         why = f"its copies were let go: limits.undo_bytes keeps {self.undo_bytes:,} bytes"
@@ -161,13 +161,16 @@ class Ledger:
                 newest, f"it needs {size:,} bytes of copies, and limits.undo_bytes keeps {self.undo_bytes:,}"
             )
             return (f"cannot be undone: {newest.lost}",)
+        if self._bytes <= self.undo_bytes:
+            return ()
         gone = []
-        for entry in self._entries.values():
+        # The oldest go first, and before them what is undone: whatever has undone it can be undone itself.
+        for entry in sorted(self._entries.values(), key=lambda one: one.undone_by is None):
             if self._bytes <= self.undo_bytes:
                 break
             if entry.memento is not None and entry.memento.nbytes and entry is not newest:
                 self._drop(entry, why)
-                gone.append(entry.id)
+                gone += [entry.id] if entry.undone_by is None else []
         if not gone:
             return ()
         named = ", ".join(gone[:20]) + (f" and {len(gone) - 20} more" if len(gone) > 20 else "")
