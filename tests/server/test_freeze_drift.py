@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, AdamW, Optimizer, SparseAdam
 
+from modscope_server.inspection.freezing import plan_freeze, plan_unfreeze
+from modscope_server.inspection.optimizers import Groups
 from tests.server.freezing_support import MAKERS, Repeatable, layers, same_values
 from tests.server.rpc import serving, training_loop, until
 
@@ -200,6 +202,28 @@ def test_thawed_it_goes_on_as_in_pytorch() -> None:
     twin.run_to(9)
     assert all(same_values(run.values[-1], twin.values[-1]))
     assert not any(same_values(run.values[6], run.values[9]))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_thawed_after_it_was_frozen_from_the_start(name: str) -> None:
+    """The optimizer has made no state of it so far."""
+    model, other = built(name)
+    run = Repeatable(model, MAKERS[name](model.parameters()))
+    twin = Repeatable(other, MAKERS[name](other.parameters()))
+    plan_freeze(model, "2.*", "", Groups.of([run.optimizer])).apply()
+    run.run_to(3)
+    plan_unfreeze(model, "2.*", "", Groups.of([run.optimizer])).apply()
+    run.run_to(6)
+    freeze_by_hand(other)
+    twin.run_to(3)
+    other.requires_grad_(True)
+    if name == "sgd_fused":
+        # PyTorch itself raises here: some parameters have momentum, and these have none.
+        for parameter in other[2].parameters():
+            twin.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    twin.run_to(6)
+    assert all(same_values(run.values[-1], twin.values[-1]))
+    assert not any(same_values(run.values[3], run.values[-1]))
 
 
 def test_a_loop_by_hand_keeps_its_gradients() -> None:

@@ -82,6 +82,7 @@ def test_numbers_in_the_state_become_tensors() -> None:
 
 MAKERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
+    "sgd_fused": lambda p: SGD(p, lr=0.1, momentum=0.9, fused=True),
     "adam": lambda p: Adam(p, lr=0.1),
     "adamw_amsgrad": lambda p: AdamW(p, lr=0.1, amsgrad=True),
     "nadam": lambda p: NAdam(p, lr=0.1),
@@ -118,3 +119,17 @@ def test_clearing_one_leaves_the_others() -> None:
     assert not groups.clear_state(model.w1.weight)
     assert not groups.clear_state(torch.zeros(1))
     assert set(optimizer.state) == set(model.parameters()) - {model.w1.weight}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_loop_goes_on_after_clearing_one(name: str) -> None:
+    torch.manual_seed(0)
+    model = MLP()
+    optimizer = MAKERS[name](model.parameters())
+    for _ in range(2):
+        step(model, optimizer)
+    assert Groups.of([optimizer]).clear_state(model.w2.weight)
+    before = model.w2.weight.detach().clone()
+    for _ in range(2):
+        step(model, optimizer)
+    assert not torch.equal(model.w2.weight, before)

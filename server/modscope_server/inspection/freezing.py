@@ -16,7 +16,16 @@ from modscope_server.inspection.changes import Change
 from modscope_server.inspection.commands import glob_of, named
 from modscope_server.inspection.memento import Memento
 from modscope_server.inspection.norm_stats import NormHolds, norm_layers
-from modscope_server.inspection.optimizer_memory import keep_history, leave_out, leaves_out, take_in, takes_in
+from modscope_server.inspection.optimizer_memory import (
+    keep_history,
+    keep_memory,
+    leave_out,
+    leaves_out,
+    needs_preparing,
+    prepare,
+    take_in,
+    takes_in,
+)
 from modscope_server.inspection.optimizer_search import held_by_any
 from modscope_server.inspection.optimizers import Groups
 from modscope_server.inspection.parameters import located_parameters
@@ -98,6 +107,8 @@ def plan_unfreeze(
     for optimizer, params in groups.by_optimizer(_tensors(located)):
         if takes_in(optimizer, params):
             keep_history(memento, optimizer)
+        elif needs_preparing(optimizer):
+            keep_memory(memento, optimizer, params)
     for layer in layers:
         holds.keep(memento, layer.module, root)
 
@@ -145,6 +156,7 @@ def _unfreeze(located: Sequence[LocatedTensor], groups: Groups, root: nn.Module)
     for place in located:
         place.tensor.requires_grad = True
     for optimizer, params in groups.by_optimizer(_tensors(located)):
+        prepare(optimizer, params)
         if take_in(optimizer, params):
             notes += (_begins_anew(optimizer, "its history knows nothing of them"),)
     if wrapper:

@@ -1,7 +1,9 @@
 """What optimizers keep of parameters, and making them begin anew or leave some out, each in its own way.
 
 All optimizers of torch pass over a parameter that has no gradient, but for LBFGS: it keeps one history of
-all its parameters as a flat vector, and moves each of them along it, gradient or not.
+all its parameters as a flat vector, and moves each of them along it, gradient or not. Most make the state
+of a parameter at its first step. Adagrad makes it when it is built, and fused SGD with momentum raises
+where some parameters of a group have a momentum buffer and others have none.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.optim import LBFGS, Adagrad, Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
 from modscope_server.inspection.copies import bytes_of, copied, put_into
 from modscope_server.inspection.memento import Memento
@@ -21,6 +23,7 @@ __all__ = [
     "keep_newcomers",
     "leave_out",
     "leaves_out",
+    "needs_preparing",
     "prepare",
     "take_in",
     "takes_in",
@@ -33,7 +36,9 @@ def begin_anew(optimizer: Optimizer, param: torch.Tensor) -> bool:
         return _restart(optimizer)
     if isinstance(optimizer, Adagrad):
         return _restart_adagrad(optimizer, param)
-    return bool(optimizer.state.pop(param, None))
+    kept = bool(optimizer.state.pop(param, None))
+    prepare(optimizer, [param])
+    return kept
 
 
 def leaves_out(optimizer: Optimizer, params: Sequence[torch.Tensor]) -> bool:
@@ -118,22 +123,51 @@ def _keep_absence(memento: Memento, optimizer: Optimizer, param: torch.Tensor) -
     memento.keep(key, restore, again=lambda now: now.keep_state(optimizer, param))
 
 
+def needs_preparing(optimizer: Optimizer) -> bool:
+    """Whether `prepare` may change anything."""
+    return isinstance(optimizer, Adagrad) or (
+        isinstance(optimizer, SGD) and any(group.get("fused") for group in optimizer.param_groups)
+    )
+
+
 def prepare(optimizer: Optimizer, params: Sequence[torch.Tensor]) -> None:
-    """Give new parameters the state that the optimizer makes when it is built and steps from."""
-    if not isinstance(optimizer, Adagrad):
-        return
-    new = _ids(params)
+    """Make the state that the optimizer needs of these parameters of its, but does not make by itself."""
+    wanted = _ids(params)
     for group in optimizer.param_groups:
-        for param in group["params"]:
-            if id(param) in new:
-                fused = bool(group.get("fused"))
-                double = not fused and torch.get_default_dtype() == torch.float64
-                device = param.device if fused else torch.device("cpu")
-                kept = optimizer.state[param]
-                kept["step"] = torch.zeros(
-                    (), dtype=torch.float64 if double else torch.float32, device=device
-                )
-                kept["sum"] = torch.full_like(param, _start(group, param), requires_grad=False)
+        here = [param for param in group["params"] if id(param) in wanted]
+        if isinstance(optimizer, Adagrad):
+            for param in here:
+                if not optimizer.state.get(param):
+                    _start_adagrad(optimizer, group, param)
+        elif isinstance(optimizer, SGD) and group.get("fused") and group["momentum"]:
+            _even_out(optimizer, group["params"], here)
+
+
+def _even_out(optimizer: SGD, held: Sequence[torch.Tensor], params: Sequence[torch.Tensor]) -> None:
+    """Give these a momentum of zero where another parameter of the group has momentum."""
+    if not any(_momentum(optimizer, param) is not None for param in held):
+        return
+    for param in params:
+        if _momentum(optimizer, param) is None:
+            optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param, requires_grad=False)
+
+
+def _momentum(optimizer: SGD, param: torch.Tensor) -> torch.Tensor | None:
+    kept: torch.Tensor | None = (optimizer.state.get(param) or {}).get("momentum_buffer")
+    return kept
+
+
+def _start_adagrad(optimizer: Adagrad, group: dict[str, object], param: torch.Tensor) -> None:
+    fused = bool(group.get("fused"))
+    double = not fused and torch.get_default_dtype() == torch.float64
+    optimizer.state[param].update(
+        step=torch.zeros(
+            (),
+            dtype=torch.float64 if double else torch.float32,
+            device=param.device if fused else torch.device("cpu"),
+        ),
+        sum=torch.full_like(param, _start(group, param), requires_grad=False),
+    )
 
 
 def _restart(optimizer: LBFGS) -> bool:

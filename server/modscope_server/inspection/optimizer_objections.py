@@ -97,7 +97,7 @@ def _states(group: Group) -> list[Mapping[str, Any]]:
 
 
 def _is_of_torch(optimizer: Optimizer) -> bool:
-    return type(optimizer).__module__.startswith("torch.optim.")
+    return f"{type(optimizer).__module__}.".startswith("torch.optim.")
 
 
 def _keeps_own_list(optimizer: Optimizer) -> bool:
