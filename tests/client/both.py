@@ -11,8 +11,9 @@ from typing import Any
 from modscope_client import aio
 from modscope_client.channel import Endpoint
 from modscope_client.client import Client
+from modscope_server import Scope
 
-__all__ = ["CLIENTS", "entered", "over", "settle"]
+__all__ = ["CLIENTS", "entered", "over", "served_to", "settle"]
 
 CLIENTS = (Client, aio.Client)
 
@@ -28,6 +29,15 @@ def over(kind: Any, endpoint: Endpoint, body: Callable[[Any], Awaitable[Any]], t
             await settle(client.close())
 
     return asyncio.run(main())
+
+
+def served_to(kind: Any, scope: Scope, body: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Runs the body with the only model of a real server, through a client of that kind."""
+
+    async def main(client: Any) -> Any:
+        return await body(await settle(client.model()))
+
+    return over(kind, Endpoint.find(scope.address, scope.token, None, insecure=False), main)
 
 
 async def settle(given: Any) -> Any:

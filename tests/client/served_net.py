@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import torch
 from torch import nn
 
-from tests.end_to_end.serving import Served
+from tests.end_to_end.serving import Served, bits
 
 
 class Net(nn.Module):
@@ -28,6 +30,13 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         y: torch.Tensor = self.twin(self.body(x)) * scale
         return y
+
+
+def digest_of(tensor: torch.Tensor) -> str:
+    """The contract's digest: over dtype name, shape as JSON, raw bytes."""
+    dtype, shape, data = bits(tensor)
+    hashed = hashlib.sha256(dtype.encode() + json.dumps(list(shape)).encode() + data)
+    return f"sha256:{hashed.hexdigest()}"
 
 
 def net(live: Served) -> Net:

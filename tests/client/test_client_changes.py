@@ -19,7 +19,7 @@ from modscope_client.errors import (
     InvalidArgument,
 )
 from modscope_client.types import LoadResult
-from tests.client.served_net import Net, Stop, net, stop_at
+from tests.client.served_net import Net, Stop, digest_of, net, stop_at
 from tests.end_to_end.serving import Served, bits, fingerprint, served
 
 
@@ -45,7 +45,7 @@ def live() -> Iterator[Served]:
     ],
 )
 def test_what_can_be_written(live: Served, make: Any) -> None:
-    identity = id(net(live).head.bias)
+    identity, before = id(net(live).head.bias), digest_of(net(live).head.bias)
     operation = live.model.write("head.bias", make())
     assert net(live).head.bias.tolist() == [0, 1, 2, 3] and id(net(live).head.bias) == identity
     assert (operation.kind, operation.model, operation.paths, operation.outcome) == (
@@ -54,7 +54,9 @@ def test_what_can_be_written(live: Served, make: Any) -> None:
         ("head.bias",),
         "applied",
     )
-    assert operation.step == 0 and operation.before is None and not operation.undone
+    assert operation.step == 0 and not operation.undone and not operation.not_undoable
+    assert operation.before == {"head.bias": before}
+    assert operation.after == {"head.bias": digest_of(torch.arange(4).float())}
     assert operation.who.startswith("operator")
 
 
@@ -127,7 +129,7 @@ def test_reinitialising(live: Served) -> None:
     done = live.model.reinitialize(
         type=nn.Linear, parameter="weight", scheme="normal_", seed=7, mean=0, std=0.02
     )
-    assert done.paths == plan.paths == ("body.0.weight", "head.weight")
+    assert done.paths == plan.paths == ("body.0.weight", "head.weight", "twin.weight")
     assert torch.equal(net(live).head.weight, expected.head.weight)
     assert torch.equal(*(one.get_parameter("body.0.weight") for one in (net(live), expected)))
     paths = live.model.module("body").reinitialize(scheme="zeros_", parameter="bias").paths

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from torch import nn
 
 import modscope_server
+from modscope_client import connect
 from modscope_client.cli.main import program
 
 PACKAGES = ("modscope", "modscope_client", "modscope_server")
@@ -98,6 +99,8 @@ def job() -> Iterator[Job]:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     with modscope_server.attach(model, optimizer=optimizer, writable=True) as scope:
+        with connect(scope.address, token=scope.token) as client:
+            assert client.model().write("1.bias", fill=0.5).id == "op-1"
         yield Job(model, optimizer, scope)
 
 
@@ -157,6 +160,9 @@ LOOKS = {
     "get": ["get", "0.weight"],
     "hooks": ["hooks"],
     "state": ["state", "keys"],
+    "optim": ["optim"],
+    "ops": ["ops"],
+    "run": ["run", "status"],
 }
 """Verbs that print what is there, and change nothing."""
 
@@ -176,10 +182,11 @@ CHANGES = {
         "--arg",
         "std=0.02",
     ],
+    "undo": ["undo", "op-1"],
 }
 """Verbs that change the model, each of which prints its Operation."""
 
-ELSEWHERE = {"forward", "watch", "completion"}
+ELSEWHERE = {"forward", "watch", "completion", "snapshot"}
 
 
 def test_every_verb_is_tried_here() -> None:
@@ -206,6 +213,23 @@ def test_verbs_that_change(thin: Thin, job: Job, name: str) -> None:
     operation = data_of(verb(thin, job, "-o", "json", *CHANGES[name]))
     assert operation["outcome"] == "applied"
     assert operation["paths"]
+
+
+def test_the_optimizer_is_reached(thin: Thin, job: Job) -> None:
+    assert verb(thin, job, "optim", "set", "lr=0.5", "betas=[0.5, 0.75]").returncode == 0
+    (group,) = job.optimizer.param_groups
+    assert (group["lr"], tuple(group["betas"])) == (0.5, (0.5, 0.75))
+
+
+def test_a_snapshot_and_back(thin: Thin, job: Job) -> None:
+    before = job.model.get_parameter("2.weight").detach().clone()
+    assert data_of(verb(thin, job, "snapshot", "save", "before", "-o", "json"))["name"] == "before"
+    assert verb(thin, job, "set", "2.weight", "--fill", "7").returncode == 0
+    assert verb(thin, job, "snapshot", "list", "-o", "name").stdout == "before\n"
+    assert verb(thin, job, "snapshot", "restore", "before").returncode == 0
+    assert torch.equal(job.model.get_parameter("2.weight"), before)
+    assert verb(thin, job, "snapshot", "drop", "before").returncode == 0
+    assert data_of(verb(thin, job, "snapshot", "list", "-o", "json")) == []
 
 
 def test_set_reaches_the_model(thin: Thin, job: Job) -> None:

@@ -52,7 +52,8 @@ def operation_text(operation: Operation, *, paths: bool = True) -> str:
 
 def _head(operation: Operation) -> str:
     kind = operation.kind.replace("_", " ")
-    count = plural(len(operation.paths), "tensor")
+    # A tied tensor is reinitialised once, and all its names are told.
+    count = plural(len(operation.paths), "path" if operation.kind == "reinitialize" else "tensor")
     if operation.outcome == "dry_run":
         return f"{kind} would touch {count}; dry run, nothing was changed"
     if operation.outcome == "failed":

@@ -28,7 +28,8 @@ def test_seeded_it_is_manual_seed_and_apply(live: Live, modscope: Modscope) -> N
     assert outcome.code == 0
     for (name, ours), (_, theirs) in zip(live.model.named_parameters(), twin.named_parameters(), strict=True):
         assert torch.equal(ours, theirs), name
-    assert outcome.lines[0].startswith("reinitialised 2 tensors at step 0 (")
+    assert outcome.lines[0].startswith("reinitialised 3 paths at step 0 (")
+    assert {line.strip() for line in outcome.lines[1:]} == {"body.0.weight", "embed.weight", "head.weight"}
 
 
 def test_a_dry_run_changes_nothing(live: Live, modscope: Modscope) -> None:
