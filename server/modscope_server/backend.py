@@ -55,6 +55,7 @@ class Backend:
             self._place = Place.create()
             undo.callback(self._place.remove)
             serving = Serving(config, registry, self._safepoint, self._hooks, scaled, extras)
+            self._control, self._leases, self._metrics = serving.control, serving.leases, serving.metrics
             server = self._server = Server(config, serving, self._place)
             undo.callback(server.stop)
             self.address, self.token, self.viewer_token = server.address, server.token, server.viewer_token
@@ -71,13 +72,15 @@ class Backend:
         """Completed training iterations."""
         return self._safepoint.step_count
 
-    def step(self) -> None:
-        """Mark the end of an iteration, on the thread of the loop."""
-        self._safepoint.mark_step()
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        """Mark the end of an iteration and take its scalars, on the thread of the loop."""
+        self._safepoint.mark_step(lambda step: self._metrics.report(step, metrics))
 
     def close(self) -> None:
         """Take every hook off, end every call, and leave nothing behind."""
         self._place.remove()
+        self._control.close()
+        self._leases.close()
         self._hooks.stop_all("server closed")
         self._safepoint.close()
         self._server.stop()

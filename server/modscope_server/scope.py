@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +29,7 @@ class Backend(Protocol):
 
     @property
     def step_count(self) -> int: ...
-    def step(self) -> None: ...
+    def step(self, metrics: Mapping[str, Any]) -> None: ...
     def close(self) -> None: ...
     def abandon(self) -> None: ...
 
@@ -64,13 +65,14 @@ class Scope:
         """Mark the end of an iteration, and report scalars.
 
         Only a loop without a torch Optimizer needs it; after an optimizer's step it does not count
-        twice. `loss` and `metrics` are numbers, or tensors of one element; nothing holds on to them.
+        twice. `loss` and `metrics` are numbers, or tensors of one element; nothing holds on to them,
+        and no accelerator is waited for. `run status` shows them, and breaks can be set on them.
         """
         backend = self._backend
         if backend is None:
             return
         try:
-            backend.step()
+            backend.step(metrics if loss is None else {"loss": loss, **metrics})
         except Exception:
             _log.exception("scope.step failed; training goes on")
 

@@ -18,10 +18,12 @@ import modscope_server
 from modscope.tensor import CHUNK_BYTES, TensorData, chunks
 from modscope.v1 import (
     hook_service_pb2,
+    lease_service_pb2,
     model_service_pb2,
     operation_service_pb2,
     optimizer_service_pb2,
     parameter_service_pb2,
+    run_service_pb2,
     state_dict_service_pb2,
     tensor_pb2,
 )
@@ -50,6 +52,8 @@ METHODS: dict[str, MethodDescriptor] = {
         (parameter_service_pb2, "ParameterService"),
         (state_dict_service_pb2, "StateDictService"),
         (hook_service_pb2, "HookService"),
+        (run_service_pb2, "RunService"),
+        (lease_service_pb2, "LeaseService"),
         (operation_service_pb2, "OperationService"),
         (optimizer_service_pb2, "OptimizerService"),
     )

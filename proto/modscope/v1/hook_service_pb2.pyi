@@ -339,7 +339,7 @@ class HookInfo(_message.Message):
     kind: _event_pb2.HookKind.ValueType
     """Kind of the hook."""
     owner: _builtins.str
-    """Whose it is: "watch" or "safe point"."""
+    """Whose it is: "watch", "break" or "safe point"."""
     fired: _builtins.int
     """How often it has fired."""
     last_step: _builtins.int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from modscope_server.errors import NotMaterialized
 from modscope_server.inspection.records import StatsRecord
 from modscope_server.inspection.tensors import dtype_name, unreadable_reason
 
-__all__ = ["Reduction", "reduce", "statistics"]
+__all__ = ["Reduction", "pool", "reduce", "statistics"]
 
 _HOST_CHUNK = 1 << 20
 _DEVICE_CHUNK = 1 << 24
@@ -59,9 +59,7 @@ class Reduction:
 
     def resolve(self) -> StatsRecord:
         """The statistics; away from the CPU this waits for the device."""
-        if isinstance(self.parts, torch.Tensor):
-            return _combine(self.count, self.is_complex, [_Part(*row) for row in self.parts.tolist()])
-        return _combine(self.count, self.is_complex, self.parts)
+        return _combine(self.count, self.is_complex, _rows(self))
 
 
 def statistics(t: torch.Tensor) -> StatsRecord:
@@ -88,6 +86,20 @@ def reduce(t: torch.Tensor) -> Reduction:
             return Reduction(count, False, tuple(_host_parts(flat)))
         rows = [_masked(_columns(chunk)) for chunk in torch.split(flat, _DEVICE_CHUNK)]
         return Reduction(count, is_complex, torch.stack(rows))
+
+
+def pool(reductions: Iterable[Reduction]) -> Reduction:
+    """The reduction of several tensors as if they were one, in host memory: this waits for their devices."""
+    reductions = list(reductions)
+    rows = [row for reduction in reductions for row in _rows(reduction)]
+    count = sum(reduction.count for reduction in reductions)
+    return Reduction(count, any(reduction.is_complex for reduction in reductions), (_joined(rows),))
+
+
+def _rows(reduction: Reduction) -> Sequence[_Part]:
+    if isinstance(reduction.parts, torch.Tensor):
+        return [_Part(*row) for row in reduction.parts.tolist()]
+    return reduction.parts
 
 
 def _flat(t: torch.Tensor) -> torch.Tensor:
@@ -234,12 +246,24 @@ def _masked(columns: torch.Tensor) -> torch.Tensor:
 
 
 def _combine(count: int, is_complex: bool, parts: Sequence[_Part]) -> StatsRecord:
-    """The statistics of all chunks; hypot keeps squares of huge values from overflowing."""
-    zeros, nan, inf = (int(sum(part[column] for part in parts)) for column in (7, 8, 9))
+    """The statistics of all chunks."""
+    whole = _joined(parts)
+    zeros, nan, inf = int(whole.zeros), int(whole.nan), int(whole.inf)
+    if not whole.finite:
+        return StatsRecord(count, None, None, None, None, None, zeros, nan, inf)
+    std = whole.dev / math.sqrt(whole.finite)
+    if is_complex:
+        return StatsRecord(count, None, std, None, None, whole.norm, zeros, nan, inf)
+    return StatsRecord(count, whole.mean, std, whole.low, whole.high, whole.norm, zeros, nan, inf)
+
+
+def _joined(parts: Sequence[_Part]) -> _Part:
+    """All chunks as one; hypot keeps squares of huge values from overflowing."""
+    zeros, nan, inf = (sum(part[column] for part in parts) for column in (7, 8, 9))
     parts = [part for part in parts if part.finite]
     finite = sum(part.finite for part in parts)
     if not finite:
-        return StatsRecord(count, None, None, None, None, None, zeros, nan, inf)
+        return _Part(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, zeros, nan, inf)
     mean, imag = (math.fsum(part[column] * (part.finite / finite) for part in parts) for column in (1, 2))
     distances = (
         component
@@ -250,9 +274,7 @@ def _combine(count: int, is_complex: bool, parts: Sequence[_Part]) -> StatsRecor
             math.sqrt(part.finite) * (part.mean_imag - imag),
         )
     )
-    std = math.hypot(*distances) / math.sqrt(finite)
+    dev = math.hypot(*distances)
     norm = math.hypot(*(part.norm for part in parts))
-    if is_complex:
-        return StatsRecord(count, None, std, None, None, norm, zeros, nan, inf)
     low, high = min(part.low for part in parts), max(part.high for part in parts)
-    return StatsRecord(count, mean, std, low, high, norm, zeros, nan, inf)
+    return _Part(finite, mean, imag, dev, norm, low, high, zeros, nan, inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +45,7 @@ class HookState:
     path: str
     kind: str
     owner: str
-    """"watch" or "safe point"."""
+    """"watch", "break" or "safe point"."""
     watch_ids: tuple[str, ...]
     fired: int
     last_step: int | None
@@ -52,6 +53,8 @@ class HookState:
 
 class Watch:
     """A subscription and what it selects: the sink that taps publish to."""
+
+    owner = "watch"
 
     def __init__(self, spec: WatchSpec, subscription: Subscription, registered: Registered) -> None:
         self.kinds = frozenset(spec.kinds)
@@ -64,6 +67,25 @@ class Watch:
     def publish(self, draft: Draft) -> None:
         """Queue a draft for the subscriber."""
         self.subscription.publish(draft)
+
+
+class _Observer(Watch):
+    """A watch of the server itself, which takes each draft at once and queues none."""
+
+    owner = "break"
+
+    def __init__(
+        self,
+        spec: WatchSpec,
+        subscription: Subscription,
+        registered: Registered,
+        take: Callable[[Draft], None],
+    ) -> None:
+        super().__init__(spec, subscription, registered)
+        self._take = take
+
+    def publish(self, draft: Draft) -> None:
+        self._take(draft)
 
 
 class HookManager:
@@ -84,11 +106,14 @@ class HookManager:
         self._watches: dict[str, Watch] = {}
         self._taps: dict[tuple[str, int], ModuleTap] = {}
 
-    def watch(self, registered: Registered, spec: WatchSpec) -> Watch:
+    def watch(
+        self, registered: Registered, spec: WatchSpec, take: Callable[[Draft], None] | None = None
+    ) -> Watch:
         """Arm a watch: from here on every event is queued or counted as dropped.
 
-        Call it at a safe point, so that the first step is seen whole. Raises NoMatch, BadGlobError,
-        BadRequest, LimitExceeded.
+        `take`, where it is given, gets each draft instead, on the thread of the hook. Call it at a safe
+        point, so that the first step is seen whole. Raises NoMatch, BadGlobError, BadRequest,
+        LimitExceeded.
         """
         _check(spec)
         chosen = select_modules(registered.root, spec.glob, spec.type)
@@ -111,7 +136,10 @@ class HookManager:
                 events=min(spec.queue, self._events) if spec.queue else self._events,
                 size=self._size,
             )
-            watch = Watch(spec, subscription, registered)
+            if take is None:
+                watch = Watch(spec, subscription, registered)
+            else:
+                watch = _Observer(spec, subscription, registered, take)
             subscription.step = registered.step_count()
             subscription.paths = tuple(located.path for located in chosen)
             subscription.notes = _notes(chosen)
@@ -147,14 +175,15 @@ class HookManager:
             taps = [tap for (model, _), tap in self._taps.items() if model == registered.name]
             for tap in taps:
                 for kind in KINDS:
-                    ids = tuple(
-                        sink.subscription.id
-                        for sink in tap.sinks
-                        if isinstance(sink, Watch) and kind in sink.kinds
-                    )
-                    if ids:
-                        last = tap.last_step.get(kind)
-                        states.append(HookState(tap.path, kind, "watch", ids, tap.fired[kind], last))
+                    ids: dict[str, list[str]] = {}
+                    for sink in tap.sinks:
+                        if isinstance(sink, Watch) and kind in sink.kinds:
+                            ids.setdefault(sink.owner, []).append(sink.subscription.id)
+                    last = tap.last_step.get(kind)
+                    states += [
+                        HookState(tap.path, kind, owner, tuple(its), tap.fired[kind], last)
+                        for owner, its in ids.items()
+                    ]
         return states
 
     def _tap(self, registered: Registered, located: Located) -> ModuleTap:

@@ -69,6 +69,14 @@ class Leases:
     def __len__(self) -> int:
         return len(self._held)
 
+    @staticmethod
+    def check(seconds: float) -> None:
+        """Raises BadRequest where it is no number from SHORTEST to LONGEST."""
+        if not SHORTEST <= seconds <= LONGEST:
+            raise BadRequest(
+                f"a lease of {seconds:g} s", hint="give seconds from 1 to 86,400", field="lease_seconds"
+            )
+
     def take(
         self,
         seconds: float,
@@ -83,10 +91,7 @@ class Leases:
         `on_end` is told why it ended: it expired, or somebody released it. Raises BadRequest where
         `seconds` is no number from SHORTEST to LONGEST.
         """
-        if not SHORTEST <= seconds <= LONGEST:
-            raise BadRequest(
-                f"a lease of {seconds:g} s", hint="give seconds from 1 to 86,400", field="lease_seconds"
-            )
+        self.check(seconds)
         with self._changed:
             lease = Lease(f"lease-{next(self._numbers)}", seconds, self._wall() + seconds, holds, who)
             self._held[lease.id] = _Held(lease, self._clock() + seconds, renewable, on_end)

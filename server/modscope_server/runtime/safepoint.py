@@ -88,6 +88,11 @@ class SafePoint(Boundaries):
         """Requests that wait for their point."""
         return len(self._turns.queue)
 
+    @property
+    def serving(self) -> bool:
+        """Whether the calling thread runs a request: a forward on it is no training."""
+        return self._turns.taken_by_caller
+
     def describe(self) -> str:
         """What the training thread was last seen doing, for a person."""
         return self.activity.describe(backward_expected=self.backward_expected)
@@ -116,7 +121,7 @@ class SafePoint(Boundaries):
             raise Closed("the server is closing", hint="connect to a running server: `modscope ps`")
         self.pending.attend()
         deadline = None if timeout is None else time.monotonic() + timeout
-        if self._is_training_thread(caller):
+        if self.calls(caller):
             return self._run_for_training_thread(fn, kind, timeout)
         if self.activity.idle() and self._turns.claim():
             return self._turns.run(fn, self._notes(kind))
@@ -148,7 +153,8 @@ class SafePoint(Boundaries):
         """Make all hooks inert without a lock: for a forked child, where locks may be held forever."""
         self._turns.abandon()
 
-    def _is_training_thread(self, caller: Caller | None) -> bool:
+    def calls(self, caller: Caller | None) -> bool:
+        """Whether a call comes from the training thread itself, which waits for it."""
         if self.activity.runs_on(threading.get_native_id()):
             return True
         return (

@@ -35,6 +35,7 @@ __all__ = [
     "module_info",
     "node_of",
     "parameter_info",
+    "plain_text",
     "scalar",
     "spec_from",
     "timestamp",
@@ -240,10 +241,12 @@ def value_of(node: Node) -> value_pb2.Value:
     if isinstance(node, TupleNode):
         return value_pb2.Value(tuple=_sequence(node.items))
     if isinstance(node, MappingNode):
-        entries = [value_pb2.MappingEntry(key=_text(key), value=value_of(item)) for key, item in node.entries]
+        entries = [
+            value_pb2.MappingEntry(key=plain_text(key), value=value_of(item)) for key, item in node.entries
+        ]
         return value_pb2.Value(mapping=value_pb2.MappingValue(type=node.type, entries=entries))
     if isinstance(node, Opaque):
-        return value_pb2.Value(opaque=value_pb2.OpaqueValue(type=node.type, repr=_text(node.repr)))
+        return value_pb2.Value(opaque=value_pb2.OpaqueValue(type=node.type, repr=plain_text(node.repr)))
     value = node.value
     if isinstance(value, bool):
         return value_pb2.Value(boolean=value)
@@ -251,7 +254,7 @@ def value_of(node: Node) -> value_pb2.Value:
         return value_pb2.Value(integer=value)
     if isinstance(value, float):
         return value_pb2.Value(real=value)
-    return value_pb2.Value(text=_text(value))
+    return value_pb2.Value(text=plain_text(value))
 
 
 def node_of(value: value_pb2.Value) -> Node:
@@ -280,6 +283,6 @@ def _sequence(items: Iterable[Node]) -> value_pb2.SequenceValue:
     return value_pb2.SequenceValue(items=map(value_of, items))
 
 
-def _text(text: str) -> str:
+def plain_text(text: str) -> str:
     """The text without the lone surrogates that protobuf refuses."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -11,10 +11,15 @@ from modscope.v1 import operation_pb2
 from modscope_server.config import ServerConfig
 from modscope_server.inspection.changes import Plan
 from modscope_server.inspection.norm_stats import NormHolds
+from modscope_server.runtime.breaks.sources import Sources
+from modscope_server.runtime.breaks.table import BreakTable
 from modscope_server.runtime.hooks import HookManager
+from modscope_server.runtime.leases import Leases
 from modscope_server.runtime.ledger import Ledger
+from modscope_server.runtime.metrics import Metrics
 from modscope_server.runtime.operations import Operations
 from modscope_server.runtime.registry import Registered, Registry
+from modscope_server.runtime.run_control import RunControl
 from modscope_server.runtime.safepoint import Answer, Kind, SafePoint
 from modscope_server.runtime.staging import Budget, StagedRead
 from modscope_server.services.call import Call
@@ -54,6 +59,10 @@ class Serving:
         """Other parts of the loop that attach was given, by name."""
         self.norm_holds = NormHolds(safepoint)
         """Layers whose running statistics are frozen."""
+        self.leases = Leases()
+        self.metrics = Metrics()
+        sources = Sources(registry, self.metrics, hooks, lambda: safepoint.serving)
+        self.control = RunControl(safepoint, BreakTable(sources), self.leases)
         self.budget = Budget(config.limits.staging_bytes)
         self.ledger = Ledger(config.limits.operations, config.limits.undo_bytes)
         self.operations = Operations(safepoint, self.ledger)

@@ -21,6 +21,7 @@ __all__ = [
     "Step",
     "TruthNode",
     "leaves",
+    "looks_at_hooks",
 ]
 
 Origin = Literal["value", "grad", "forward_pre", "forward", "backward_pre", "backward"]
@@ -103,6 +104,13 @@ class Junction:
 NumberNode: TypeAlias = Number | Step | Metric | Statistic | Negative | Arithmetic
 TruthNode: TypeAlias = Comparison | Not | Junction
 Node: TypeAlias = NumberNode | TruthNode
+
+
+def looks_at_hooks(condition: TruthNode) -> bool:
+    """Whether hooks on modules are needed to tell whether it holds."""
+    return any(
+        isinstance(leaf, Statistic) and leaf.origin not in ("value", "grad") for leaf in leaves(condition)
+    )
 
 
 def leaves(node: Node) -> Iterator[Number | Step | Metric | Statistic]:
