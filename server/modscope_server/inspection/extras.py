@@ -51,7 +51,8 @@ def left_out(extra: Any) -> str:
     ]
     if not functions:
         return ""
-    return f"{len(functions)} functions, which {type(extra).__name__}.state_dict leaves out: they stay as they are"
+    what = f"{len(functions)} functions, which {type(extra).__name__}.state_dict leaves out"
+    return f"{what}: they stay as they are"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -168,7 +168,9 @@ def decode(
         return tensor.detach().requires_grad_() if node.get("requires_grad") else tensor
     if kind == "sparse":
         indices, values = (decode(part, thaw, None, device) for part in node["parts"])
-        return torch.sparse_coo_tensor(indices, values, node["shape"], is_coalesced=node["coalesced"], check_invariants=True)
+        return torch.sparse_coo_tensor(
+            indices, values, node["shape"], is_coalesced=node["coalesced"], check_invariants=True
+        )
     return _decode_rest(node, thaw, device)
 
 

@@ -20,7 +20,7 @@ from modscope_server.runtime.entries import Entry
 from modscope_server.runtime.ledger import Ledger
 from modscope_server.runtime.registry import Registered
 from modscope_server.runtime.retries import Retries
-from modscope_server.runtime.safepoint import Caller, Cancelled, SafePoint
+from modscope_server.runtime.safepoint import Caller, Cancelled, Place, SafePoint
 
 __all__ = ["Operations", "Options"]
 
@@ -40,6 +40,8 @@ class Options:
     caller: Caller | None = None
     timeout: float | None = None
     cancelled: Cancelled | None = None
+    admits: Callable[[Place | None], bool] | None = None
+    """Which places of an iteration of a loop that runs will do; None for any."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +101,7 @@ class Operations:
             caller=options.caller,
             timeout=options.timeout,
             cancelled=options.cancelled,
+            admits=options.admits,
         )
         done = answer.value
         before = done.memento.digests()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modscope.v1 import operation_pb2
@@ -20,7 +21,8 @@ from modscope_server.runtime.metrics import Metrics
 from modscope_server.runtime.operations import Operations
 from modscope_server.runtime.registry import Registered, Registry
 from modscope_server.runtime.run_control import RunControl
-from modscope_server.runtime.safepoint import Answer, Kind, SafePoint
+from modscope_server.runtime.safepoint import Answer, Kind, Place, SafePoint
+from modscope_server.runtime.snapshots import Snapshots
 from modscope_server.runtime.staging import Budget, StagedRead
 from modscope_server.services.call import Call
 from modscope_server.services.changing import operation, options_of
@@ -66,10 +68,19 @@ class Serving:
         self.budget = Budget(config.limits.staging_bytes)
         self.ledger = Ledger(config.limits.operations, config.limits.undo_bytes)
         self.operations = Operations(safepoint, self.ledger)
+        self.snapshots = Snapshots(config.limits.snapshot_bytes)
 
-    def run(self, call: Call, fn: Callable[[], T], kind: Kind = "read") -> Answer[T]:
+    def run(
+        self,
+        call: Call,
+        fn: Callable[[], T],
+        kind: Kind = "read",
+        admits: Callable[[Place | None], bool] | None = None,
+    ) -> Answer[T]:
         """Run `fn` at a safe point, for as long as the caller waits."""
-        return self.safepoint.run(fn, kind=kind, caller=call.caller, timeout=call.timeout, cancelled=call)
+        return self.safepoint.run(
+            fn, kind=kind, caller=call.caller, timeout=call.timeout, cancelled=call, admits=admits
+        )
 
     @contextmanager
     def staged(
@@ -90,9 +101,11 @@ class Serving:
         kind: str,
         plan: Plan,
         options: operation_pb2.ChangeOptions | None = None,
+        admits: Callable[[Place | None], bool] | None = None,
     ) -> operation_pb2.Operation:
         """Carry a change out at a write point, whole or not at all, and give its entry in the ledger."""
-        entry = self.operations.carry_out(kind, registered, [plan], options_of(call, options))
+        asked = replace(options_of(call, options), admits=admits)
+        entry = self.operations.carry_out(kind, registered, [plan], asked)
         return operation(entry, self.ledger)
 
 

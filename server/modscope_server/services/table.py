@@ -14,6 +14,7 @@ from modscope.v1 import (
     optimizer_service_pb2,
     parameter_service_pb2,
     run_service_pb2,
+    snapshot_service_pb2,
     state_dict_service_pb2,
 )
 from modscope_server.services.hook_service import HookServicer
@@ -24,6 +25,7 @@ from modscope_server.services.optimizer_service import OptimizerServicer
 from modscope_server.services.parameter_service import ParameterServicer
 from modscope_server.services.run_service import RunServicer
 from modscope_server.services.serving import Serving
+from modscope_server.services.snapshot_service import SnapshotServicer
 from modscope_server.services.state_dict_service import StateDictServicer
 
 __all__ = ["SERVICES"]
@@ -37,5 +39,6 @@ SERVICES: tuple[tuple[ServiceDescriptor, Callable[[Serving], object]], ...] = (
     (lease_service_pb2.DESCRIPTOR.services_by_name["LeaseService"], LeaseServicer),
     (operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"], OperationServicer),
     (optimizer_service_pb2.DESCRIPTOR.services_by_name["OptimizerService"], OptimizerServicer),
+    (snapshot_service_pb2.DESCRIPTOR.services_by_name["SnapshotService"], SnapshotServicer),
 )
 """Descriptor of each service, and what makes its servicer."""

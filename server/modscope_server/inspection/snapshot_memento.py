@@ -1,0 +1,128 @@
+"""A memento of a whole run: what a restoration touches, as it was before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from modscope_server.inspection.copies import bytes_of, copied, put_into
+from modscope_server.inspection.extras import Stateful, stateful
+from modscope_server.inspection.memento import Memento
+from modscope_server.inspection.optimizer_memory import keep_memory
+from modscope_server.inspection.randomness import random_state, restore_random_state
+from modscope_server.inspection.snapshot import Run, held_by, model_tensors, place_of
+from modscope_server.inspection.tensors import has_grad
+from modscope_server.inspection.walk import walk
+
+__all__ = ["memento_of"]
+
+
+def memento_of(run: Run, model: str, extras: Collection[str]) -> Memento:
+    """Everything that a restoration may change, gradients, random states and step count included.
+
+    Of the extras those that are named. Paths of models other than `model` are told with their names, as
+    in "critic:w1.weight".
+    """
+    memento = Memento()
+    for name in sorted(run.models, key=lambda name: name != model):
+        _keep_model(memento, run, run.models[name], "" if name == model else f"{name}:")
+    known = place_of(run.models)
+    for at, optimizer in enumerate(run.all_optimizers):
+        for index, param in enumerate(held_by(optimizer)):
+            if id(param) not in known:
+                memento.keep_tensor(f"optimizer {at}:{index}", param)
+                _keep_grad(memento, param)
+        _keep_optimizer(memento, optimizer)
+    for name, extra in run.other_extras.items():
+        ways = stateful(extra)
+        if ways is not None and name in extras:
+            _keep_extra(memento, name, ways)
+    _keep_random(memento)
+    _keep_step_count(memento, run)
+    return memento
+
+
+def _keep_model(memento: Memento, run: Run, root: nn.Module, prefix: str) -> None:
+    for path, tensor in model_tensors(root).items():
+        memento.keep_tensor(prefix + path, tensor)
+        _keep_grad(memento, tensor)
+    for visit in walk(root).visits:
+        if visit.first:
+            memento.keep_training(visit.module)
+            if visit.module in run.holds or visit.module.training is False:
+                run.holds.keep(memento, visit.module, root)
+
+
+def _keep_optimizer(memento: Memento, optimizer: Optimizer) -> None:
+    held = held_by(optimizer)
+    memento.keep_groups(optimizer)
+    keys = [key for key in optimizer.state if isinstance(key, torch.Tensor)]
+    if isinstance(optimizer, LBFGS):
+        keep_memory(memento, optimizer, held)
+    for param in [*held, *keys]:
+        memento.keep_state(optimizer, param)
+    _keep_rest(memento, optimizer)
+
+
+def _keep_rest(memento: Memento, optimizer: Optimizer) -> None:
+    """What the optimizer keeps under keys that are no tensors."""
+    kept = {key: copied(value) for key, value in optimizer.state.items() if not isinstance(key, torch.Tensor)}
+
+    def restore() -> None:
+        state = optimizer.state
+        for key in [key for key in state if not isinstance(key, torch.Tensor) and key not in kept]:
+            del state[key]
+        for key, value in kept.items():
+            state[key] = put_into(state.get(key), value)
+
+    memento.keep(
+        ("other state", id(optimizer)), restore, bytes_of(kept), lambda now: _keep_rest(now, optimizer)
+    )
+
+
+def _keep_grad(memento: Memento, tensor: torch.Tensor) -> None:
+    """The gradient, which an undo of a restoration brings back, too: its step count is that of then."""
+    grad = tensor.grad if has_grad(tensor) else None
+    kept = None if grad is None else copied(grad)
+
+    def restore() -> None:
+        now = tensor.grad if has_grad(tensor) else None
+        if kept is None:
+            if now is not None:
+                tensor.grad = None
+        else:
+            tensor.grad = put_into(now, kept)
+
+    memento.keep(("grad", id(tensor)), restore, bytes_of(kept), lambda now: _keep_grad(now, tensor))
+
+
+def _keep_extra(memento: Memento, name: str, ways: Stateful) -> None:
+    state = copied(ways.take())
+
+    def restore() -> None:
+        ways.put(put_into(None, state))
+
+    memento.keep(("extra", name), restore, bytes_of(state), lambda now: _keep_extra(now, name, ways))
+
+
+def _keep_random(memento: Memento) -> None:
+    states = random_state()
+    memento.keep(("random",), _later(restore_random_state, states), again=_keep_random)
+
+
+def _keep_step_count(memento: Memento, run: Run) -> None:
+    count = run.step_count()
+    memento.keep(
+        ("step count",), _later(run.set_step_count, count), again=lambda now: _keep_step_count(now, run)
+    )
+
+
+def _later(put: Callable[[Any], object], value: Any) -> Callable[[], None]:
+    def restore() -> None:
+        put(value)
+
+    return restore
