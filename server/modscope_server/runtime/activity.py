@@ -18,6 +18,9 @@ IDLE_AFTER = 1.0
 """Seconds without any movement after which a training thread counts as idle."""
 
 
+_AWAKE_FOR = 5.0
+
+
 class Activity:
     """Counters and flags that the training thread writes and others read. No locks.
 
@@ -29,6 +32,8 @@ class Activity:
         "_mark",
         "_since",
         "_thread",
+        "_used",
+        "_used_at",
         "alert",
         "depth",
         "held",
@@ -49,6 +54,8 @@ class Activity:
         """Whether the thread is held at a step boundary."""
         self._mark: tuple[object, ...] = ()
         self._since = 0.0
+        self._used = 0.0
+        self._used_at = 0.0
 
     def adopt(self) -> None:
         """Make the calling thread the training thread."""
@@ -64,25 +71,38 @@ class Activity:
         """Whether a thread has trained and has not ended."""
         return self._thread is not None and self._thread.is_alive()
 
-    def idle(self) -> bool:
+    def idle(self, *, asleep: bool = False) -> bool:
         """Whether the training thread does nothing that a request could disturb.
 
         True where no training has been seen or its thread has ended. A sample of the thread's top
         frame is kept between calls, so a thread that has not moved since a call at least a second
-        ago is found idle at once.
+        ago is found idle at once. `asleep`: for five seconds, take a thread that has used the processor
+        meanwhile for one that waits for something by turns, as for a device, and will go on.
         """
         frame = self._top_frame()
         if frame is None:
             return True
         if self.held:
             return False
+        now, used = time.monotonic(), self._processor_time()
         mark = (self.moves, id(frame), frame.f_code, frame.f_lasti)
-        now = time.monotonic()
         if mark != self._mark:
             self._mark, self._since = mark, now
-        if now - self._since < IDLE_AFTER:
+        if used != self._used:
+            self._used, self._used_at = used, now
+        stands = now - self._since
+        if stands < IDLE_AFTER or (asleep and stands < _AWAKE_FOR and now - self._used_at < IDLE_AFTER):
             return False
         return not _inside(frame, _BUSY)
+
+    def _processor_time(self) -> float:
+        """Seconds of processor time that the training thread has used; 0.0 where the system does not tell."""
+        if self.ident is None or not hasattr(time, "pthread_getcpuclockid"):
+            return 0.0
+        try:
+            return time.clock_gettime(time.pthread_getcpuclockid(self.ident))
+        except OSError:
+            return 0.0
 
     def runs_on(self, native_id: int) -> bool:
         """Whether the training thread is alive and has this native id."""

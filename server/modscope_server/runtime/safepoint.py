@@ -123,7 +123,7 @@ class SafePoint(Boundaries):
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.calls(caller):
             return self._run_for_training_thread(fn, kind, timeout)
-        if self.activity.idle() and self._turns.claim():
+        if self._claim(kind):
             return self._turns.run(fn, self._notes(kind))
         return self._wait(Request(fn, kind, admits), deadline, cancelled)
 
@@ -172,6 +172,11 @@ class SafePoint(Boundaries):
             raise NoSafePoint("another request holds the model", hint="try again, or give a longer timeout")
         return self._turns.run(fn, self._notes(kind))
 
+    def _claim(self, kind: Kind) -> bool:
+        """Take the model from an idle training thread; a write into a pending graph wants it fast asleep."""
+        asleep = kind == "write" and self.backward_expected
+        return self.activity.idle(asleep=asleep) and self._turns.claim(asleep=asleep)
+
     def _notes(self, kind: Kind) -> tuple[str, ...]:
         pending = kind == "write" and self.backward_expected
         return (_PENDING_NOTE,) if pending else ()
@@ -188,7 +193,7 @@ class SafePoint(Boundaries):
             if late or gone:
                 if turns.queue.withdraw(request):
                     raise self._no_safe_point(request.kind)
-            elif self.activity.idle() and turns.claim():
+            elif self._claim(request.kind):
                 if turns.queue.withdraw(request):
                     return turns.run(request.fn, self._notes(request.kind))
                 turns.let_go()

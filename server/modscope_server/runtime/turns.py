@@ -148,13 +148,16 @@ class Turns:
         """Whether the calling thread, or the training thread that waits for it, serves a request already."""
         return self.server is not None and self.server in (self._activity.ident, threading.get_ident())
 
-    def claim(self) -> bool:
-        """Take the model from an idle training thread; False where it has just moved or another holds it."""
+    def claim(self, *, asleep: bool = False) -> bool:
+        """Take the model from an idle training thread; False where it has just moved or another holds it.
+
+        `asleep`: as for Activity.idle.
+        """
         moves = self._activity.moves
         if not self._running.acquire(timeout=_TICK):
             return False
         self._set_busy(True)
-        if self._activity.moves != moves or not self._activity.idle():
+        if self._activity.moves != moves or not self._activity.idle(asleep=asleep):
             self.let_go()
             return False
         return True
