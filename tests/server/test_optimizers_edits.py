@@ -56,8 +56,8 @@ def test_values_keep_their_kind() -> None:
     assert change.paths == ()
     (note,) = change.apply()
     assert note == (
-        "group 0 (AdamW): lr 1 -> 0.5, betas [0.9, 0.999] -> [0.5, 0.75], maximize False -> True, "
-        "foreach None -> False, weight_decay 0.01 -> 0.0"
+        "group 0 (AdamW): lr 1 -> 0.5, betas [0.9, 0.999] -> [0.5, 0.75], weight_decay 0.01 -> 0.0, "
+        "maximize False -> True, foreach None -> False"
     )
     (group,) = optimizer.param_groups
     assert (group["lr"], group["betas"], group["maximize"], group["foreach"]) == (

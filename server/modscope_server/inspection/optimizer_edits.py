@@ -88,7 +88,7 @@ def _edit(group: Group, values: Mapping[str, Plain]) -> _Edit:
                 hint=f"it has {', '.join(names(group))}",
                 field=f"hyperparameters.{name}",
             )
-    wanted = {name: converted(group, name, value) for name, value in values.items()}
+    wanted = {name: converted(group, name, values[name]) for name in names(group) if name in values}
     objection = objection_to_options(group, wanted)
     if objection:
         raise BadRequest(
