@@ -24,6 +24,7 @@ from modscope.v1 import (
     optimizer_service_pb2,
     parameter_service_pb2,
     run_service_pb2,
+    snapshot_service_pb2,
     state_dict_service_pb2,
     tensor_pb2,
 )
@@ -56,6 +57,7 @@ METHODS: dict[str, MethodDescriptor] = {
         (lease_service_pb2, "LeaseService"),
         (operation_service_pb2, "OperationService"),
         (optimizer_service_pb2, "OptimizerService"),
+        (snapshot_service_pb2, "SnapshotService"),
     )
     for method in file.DESCRIPTOR.services_by_name[name].methods
 }
