@@ -20,24 +20,21 @@ _LONGEST_STREAM = 3600.0
 class Waiting:
     """A wait that goes over as many streams as it takes.
 
-    seconds: how long it may last; where `renewed_by_steps`, how long it may last without a step. after:
-    a pause at this step or before does not count. past_training: whether it goes on where the training
-    thread has ended; one that has not begun yet is always waited for. outcome: what the error of a wait
-    that is over tells besides.
+    seconds: how long it may last; where `renewed_by_steps`, how long it may last without a step.
+    past_training: whether it goes on where the training thread has ended; one that has not begun yet is
+    always waited for. outcome: what the error of a wait that is over tells besides.
     """
 
     def __init__(
         self,
         seconds: float | None,
         *,
-        after: int = -1,
         renewed_by_steps: bool = False,
         past_training: bool = False,
         outcome: str = "",
     ) -> None:
         self._seconds = seconds
         self._since = time.monotonic()
-        self._after = after
         self._renewed_by_steps = renewed_by_steps
         self._past_training = past_training
         self._outcome = outcome
@@ -51,7 +48,7 @@ class Waiting:
             return False
         if last.state == "no_training":
             return last.step > 0 and not self._past_training
-        return last.state == "paused" and last.step > self._after
+        return last.state == "paused"
 
     @property
     def status(self) -> RunStatus:
@@ -66,7 +63,7 @@ class Waiting:
 
     def see(self, status: RunStatus) -> None:
         """A status has come."""
-        if self._renewed_by_steps and (self._last is None or status.step > self._last.step):
+        if self._renewed_by_steps and (self._last is None or status.step != self._last.step):
             self._since = time.monotonic()
         self._last = status
 

@@ -122,13 +122,11 @@ def test_a_pause_waits_for_a_loop_that_begins(kind: Any, state: Any) -> None:
 
 
 @BOTH
-def test_steps_are_over_when_the_run_is_held_later_on(kind: Any) -> None:
+def test_steps_are_over_when_the_run_is_held_again(kind: Any) -> None:
     run = FakeRun()
-    run.state = PAUSED
 
     def go_on() -> None:
-        run.until(lambda: run.streams >= 2)  # the pause of before was told, and did not count
-        run.change(state=run_pb2.RUN_STATE_RUNNING)
+        run.until(lambda: run.streams >= 1)
         run.change(step=8)
         run.change(step=10, state=PAUSED)
 
@@ -138,7 +136,11 @@ def test_steps_are_over_when_the_run_is_held_later_on(kind: Any) -> None:
         status = await settle(client.run.step(3))
         assert (status.step, status.state) == (10, "paused") and run.calls == ["step 3"]
         waiter.join()
-        assert (await settle(client.run.step(wait=False))).step == 10 and run.calls[-1] == "step 1"
+        streams = run.streams
+        assert (await settle(client.run.step())).step == 10 and run.calls[-1] == "step 1"
+        assert run.streams == streams, "where it is held again already nothing is waited for"
+        run.change(state=run_pb2.RUN_STATE_RUNNING)
+        assert (await settle(client.run.step(wait=False))).state == "running"
 
     tried(kind, run, body)
 

@@ -71,10 +71,10 @@ class Run:
         )
         status = self._told((await self._calls.unary(run_control.STEP, asked)).status)
         self._take_lease(status)
-        if not wait:
+        if not wait or status.state == "paused":
             return status
         timeout = self._calls.timeout
-        return await self._until(Waiting(timeout, after=status.step, renewed_by_steps=True, outcome=_AHEAD))
+        return await self._until(Waiting(timeout, renewed_by_steps=True, outcome=_AHEAD))
 
     async def resume(self) -> RunStatus:
         """End a pause, whoever asked for it, or the wish for one."""
