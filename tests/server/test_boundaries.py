@@ -234,6 +234,25 @@ def test_nothing_is_served_inside_a_closure(model: nn.Module) -> None:
     point.close()
 
 
+def test_closures_count_and_have_their_chores_done(model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    done: list[int] = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = model(torch.ones(2, 4)).sum()
+        loss.backward()
+        return loss
+
+    point = SafePoint([model], optimizers=1)
+    repeat(lambda: optimizer.step(closure), 2)  # type: ignore[arg-type]
+    point.add_chore(lambda: done.append(point.step_count))
+    repeat(lambda: optimizer.step(closure), 3)  # type: ignore[arg-type]
+    point.close()
+    assert point.step_count == 5
+    assert done == [2, 3, 3, 4, 4, 5]
+
+
 def test_a_mark_reports_before_requests_and_boundaries(model: nn.Module) -> None:
     point = SafePoint([model])
     control = heard(point)

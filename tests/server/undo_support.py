@@ -74,7 +74,8 @@ def bits(model: nn.Module) -> dict[str, Any]:
     """All that a model is: bytes, requires_grad and training flags."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {
-        **{name: (_plain(tensor), tensor.requires_grad) for name, tensor in tensors},
+        **{name: _plain(tensor) for name, tensor in tensors},
+        **{f"{name}.requires_grad": tensor.requires_grad for name, tensor in tensors},
         **{f"{name}.training": module.training for name, module in model.named_modules()},
     }
 

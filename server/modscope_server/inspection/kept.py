@@ -103,10 +103,10 @@ class Flag(Kept):
 class Gradient(Kept):
     """The gradient of a tensor, for a rollback alone: a later step has another one."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, *, copy: bool = True) -> None:
         self._tensor = tensor
         self._grad = tensor.grad if has_grad(tensor) else None
-        self._copy = None if self._grad is None else self._grad.detach().clone()
+        self._copy = self._grad.detach().clone() if copy and self._grad is not None else None
 
     def put_back(self) -> None:
         if self._grad is not None and self._copy is not None:
@@ -162,6 +162,7 @@ class Groups(Kept):
             (group, {name: _option(name, value) for name, value in group.items()})
             for group in optimizer.param_groups
         ]
+        self._whole = True
 
     @property
     def parts(self) -> tuple[tuple[Hashable, ...], ...]:  # type: ignore[override]
@@ -170,10 +171,11 @@ class Groups(Kept):
 
     def put_back(self) -> None:
         """All groups, and in each just the options that there were."""
-        self._optimizer.param_groups[:] = [group for group, _ in self._kept]
-        for group, options in self._kept:
-            for name in [name for name in group if name not in options]:
-                del group[name]
+        if self._whole:
+            self._optimizer.param_groups[:] = [group for group, _ in self._kept]
+            for group, options in self._kept:
+                for name in group.keys() - options.keys():
+                    del group[name]
         self.restore()
 
     def restore(self) -> None:
@@ -198,17 +200,18 @@ class Groups(Kept):
             differing = {
                 name: value
                 for name, value in options.items()
-                if name not in group or not same(group[name], value)
+                if not (value is _ABSENT if name not in group else same(group[name], value))
             }
-            differing.update(dict.fromkeys(group.keys() - options.keys(), _ABSENT))
+            if self._whole:
+                differing.update(dict.fromkeys(group.keys() - options.keys(), _ABSENT))
             if differing:
                 changed.append((group, differing))
-        self._kept = changed
+        self._kept, self._whole = changed, False
         return bool(changed)
 
     def again(self) -> Groups:
         now = Groups.__new__(Groups)
-        now._optimizer = self._optimizer
+        now._optimizer, now._whole = self._optimizer, self._whole
         now._kept = [
             (group, {name: _option(name, group[name]) if name in group else _ABSENT for name in options})
             for group, options in self._kept

@@ -185,10 +185,16 @@ class Boundaries:
         elif ident != activity.ident:
             return
         self._moved()
-        if activity.depth == 0 and not inside_step():
+        if activity.depth == 0:
             if enabled and not self.pending.attention:
                 self.pending.unfollowed = activity.moves
-            self._outermost_forward(training=enabled and module.training)
+            for chore in self._chores:
+                chore()
+            if not inside_step():
+                self._outermost_forward(training=enabled and module.training)
+            elif enabled and module.training:
+                # A closure's forward: no request runs within a step, but it begins the next iteration.
+                self.steps.forward_began()
         activity.depth += 1
 
     def _outermost_forward(self, *, training: bool) -> None:
@@ -199,8 +205,6 @@ class Boundaries:
                 self.steps.skipped()
                 ended = True
             self.steps.forward_began()
-        for chore in self._chores:
-            chore()
         if self._turns.queue:
             self._turns.serve("forward" if ended else None, grad=False, write=not self.backward_expected)
         if ended:
