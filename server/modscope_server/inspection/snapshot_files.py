@@ -93,7 +93,7 @@ def check_free(parent: Path, name: str, *, replacing: bool) -> None:
     if not replacing:
         raise SnapshotExists(
             f"there is a snapshot {name!r} in {parent}",
-            hint="choose another name, drop it, or replace it (--replace)",
+            hint="choose another name, drop it, or give replace=True (--replace)",
             field="name",
         )
     if _strangers(target):

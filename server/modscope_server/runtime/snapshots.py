@@ -58,7 +58,7 @@ class Snapshots:
             if key in self._saving or (not directory and key in self._known and not replacing):
                 raise SnapshotExists(
                     f"there is a snapshot {name!r}" + (", just being saved" if key in self._saving else ""),
-                    hint="choose another name, drop it, or replace it (--replace)",
+                    hint="choose another name, drop it, or give replace=True (--replace)",
                     field="name",
                 )
             self._saving.add(key)
