@@ -14,6 +14,7 @@ from modscope_server.errors import (
     WouldBreakTraining,
 )
 from modscope_server.inspection.freezing import plan_freeze, plan_unfreeze
+from modscope_server.inspection.optimizer_additions import plan_add_to_optimizer
 from modscope_server.inspection.optimizers import Groups
 from tests.models import MLP, ZOO
 
@@ -99,6 +100,40 @@ def test_unfreeze_names_what_no_optimizer_holds_and_the_remedy(model: MLP) -> No
     assert note.endswith(r"modscope optim add 'a b\*'")
     many = nn.ParameterList([torch.ones(1) for _ in range(50)])
     assert "and 30 more" in unfreeze(many, "*")[1]
+
+
+def test_the_remedy_names_a_group_where_there_are_several(model: MLP) -> None:
+    model.requires_grad_(False)
+    small, large = torch.optim.SGD([model.w1.bias], lr=0.1), torch.optim.AdamW(model.w2.parameters())
+    (note,) = unfreeze(model, "w3", small, large)
+    assert note.endswith("modscope optim add '{w3.weight,w3.bias}' --group 1")
+    plan_add_to_optimizer(model, Groups.of([small, large]), "{w3.weight,w3.bias}", 1).apply()
+    model.requires_grad_(False)
+    assert unfreeze(model, "w3", small, large) == ()
+    model.requires_grad_(False)
+    (note,) = unfreeze(model, "w3")
+    assert "none is known here; give it in attach(model, optimizer)" in note
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_rollback_brings_the_gradients_back_and_an_undo_does_not(model: MLP, held: bool) -> None:
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)] if held else []
+    model(torch.ones(2, 1)).sum().backward()
+    gradient = model.w3.weight.grad
+    assert gradient is not None
+    value = gradient.clone()
+    change = plan_freeze(model, "w3", "", Groups.of(optimizers))
+    change.apply()
+    assert model.w3.weight.grad is (None if held else gradient)
+    change.memento.roll_back()
+    assert model.w3.weight.grad is gradient
+    assert torch.equal(gradient, value)
+    assert value.any()
+    change.apply()
+    change.memento.settle()
+    change.memento.restore()
+    assert model.w3.weight.requires_grad
+    assert model.w3.weight.grad is None or not model.w3.weight.grad.any()
 
 
 def test_freezing_everything_would_break_training(model: MLP) -> None:

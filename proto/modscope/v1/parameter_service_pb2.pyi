@@ -662,7 +662,9 @@ class ReinitializeResponse(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def operation(self) -> _operation_pb2.Operation:
-        """The operation; its paths are in the order in which they were initialised."""
+        """The operation; its paths are in the order in which they were initialised, all those of a tied
+        tensor together.
+        """
 
     def __init__(
         self,

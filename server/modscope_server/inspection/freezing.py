@@ -66,8 +66,10 @@ def plan_freeze(
     if not force:
         check_freeze({id(one.tensor) for one in located}, root, scaled)
     memento = _flags(located)
+    held = _held(located, groups)
     for one in located:
-        memento.keep_gradient(one.tensor)
+        # One that is only taken off keeps its elements.
+        memento.keep_gradient(one.tensor, copy=id(one.tensor) not in held)
     for optimizer, params in groups.by_optimizer(_tensors(located)):
         if leaves_out(optimizer, params):
             keep_history(memento, optimizer)
@@ -75,7 +77,7 @@ def plan_freeze(
         holds.keep(memento, layer.module, root)
 
     def apply() -> tuple[str, ...]:
-        notes = _freeze(located, groups)
+        notes = _freeze(located, groups, held)
         if norm_stats:
             return notes + _hold(layers, holds, root)
         return notes + _moving(layers, holds, root)
@@ -130,18 +132,23 @@ def _flags(located: Iterable[LocatedTensor]) -> Memento:
     return memento
 
 
-def _freeze(located: Sequence[LocatedTensor], groups: Groups) -> tuple[str, ...]:
+def _held(located: Sequence[LocatedTensor], groups: Groups) -> set[int]:
+    """Ids of those that an optimizer holds; one that is not known is looked for where a gradient needs it."""
+    known = {id(one) for one in _tensors(located) if groups.holds(one)}
+    return known | held_by_any(one for one in _tensors(located) if id(one) not in known and has_grad(one))
+
+
+def _freeze(located: Sequence[LocatedTensor], groups: Groups, held: set[int]) -> tuple[str, ...]:
     already = sum(not place.tensor.requires_grad for place in located)
     notes = _already(already, len(located), "frozen")
     for optimizer, params in groups.by_optimizer(_tensors(located)):
         if leave_out(optimizer, params):
             notes += (_begins_anew(optimizer, "their share of its history would move them"),)
-    with_grad = [one for one in _tensors(located) if has_grad(one)]
-    held = held_by_any(one for one in with_grad if not groups.holds(one))
     for tensor in _tensors(located):
         tensor.requires_grad = False
-    for tensor in with_grad:
-        if groups.holds(tensor) or id(tensor) in held:
+        if not has_grad(tensor):
+            continue
+        if id(tensor) in held:
             tensor.grad = None
         elif tensor.grad is not None:
             with writing_to(tensor.grad):
@@ -163,9 +170,19 @@ def _unfreeze(located: Sequence[LocatedTensor], groups: Groups, root: nn.Module)
         notes += (f"{wrapper} was built while they were frozen: it will not reduce their gradients",)
     unheld = [place.path for place in located if not groups.holds(place.tensor)]
     if unheld:
-        glob = glob_of(unheld, (one.path for one in located_parameters(root)))
-        notes += (f"no optimizer holds {named(unheld)}: to have them trained, modscope optim add {glob}",)
+        notes += (f"no optimizer holds {named(unheld)}: {_remedy(root, unheld, groups)}",)
     return notes
+
+
+def _remedy(root: nn.Module, unheld: Sequence[str], groups: Groups) -> str:
+    """The command that gives them to an optimizer; of several groups to the largest."""
+    listed = list(groups)
+    if not listed:
+        return "none is known here; give it in attach(model, optimizer), or let it step once"
+    glob = glob_of(unheld, (one.path for one in located_parameters(root)))
+    largest = max(listed, key=lambda group: len(group.params))
+    which = f" --group {largest.index}" if len(listed) > 1 else ""
+    return f"to have them trained, modscope optim add {glob}{which}"
 
 
 def _hold(layers: Sequence[Located], holds: NormHolds, root: nn.Module) -> tuple[str, ...]:

@@ -43,11 +43,14 @@ class Memento:
         if key not in self._kept:
             self._add(key, kept.Flag(path, tensor))
 
-    def keep_gradient(self, tensor: torch.Tensor) -> None:
-        """Keep the gradient, for a rollback alone: a later step has another one."""
+    def keep_gradient(self, tensor: torch.Tensor, *, copy: bool = True) -> None:
+        """Keep the gradient, for a rollback alone: a later step has another one.
+
+        `copy`: whether its elements will change; else which tensor it is will do.
+        """
         key = ("gradient", id(tensor))
         if key not in self._kept:
-            self._add(key, kept.Gradient(tensor))
+            self._add(key, kept.Gradient(tensor, copy=copy))
 
     def keep_state(self, optimizer: Optimizer, param: torch.Tensor) -> None:
         """Keep what the optimizer remembers of the parameter; nothing stays nothing."""
