@@ -80,6 +80,7 @@ _SHELL_WORDS = {
     "replace=True": "--replace",
     "norm_stats=True": "--norm-stats",
     "base_lr=True": "--base-lr",
+    "group=N": "--group N",
     "reset_optimizer=False": "--keep-optimizer-state",
 }
 """What hints call things in Python -> what they are called here."""

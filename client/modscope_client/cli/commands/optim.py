@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -118,20 +120,32 @@ def _tell_more(found: OptimizerList) -> None:
     names = ", ".join(map(one_line, found.unheld[:_MOST_NAMED]))
     more = ", ..." if len(found.unheld) > _MOST_NAMED else ""
     note(f"no optimizer holds {plural(len(found.unheld), 'parameter')}: {names}{more}")
-    hint(f"modscope optim add {_glob(found.unheld)}{_group(found)}")
+    held = [path for group in found.groups for path in group.parameters]
+    largest = max(found.groups, key=lambda group: len(group.parameters))
+    group_option = f" --group {largest.index}" if len(found.groups) > 1 else ""
+    hint(f"modscope optim add {_glob(found.unheld, held)}{group_option}")
 
 
-def _glob(paths: tuple[str, ...]) -> str:
-    """What the shell needs to be told so that these paths are selected; a placeholder for very many."""
+def _glob(unheld: Sequence[str], held: Sequence[str]) -> str:
+    """What matches these parameters and none of those, quoted for a shell; a module of theirs as a whole."""
     import shlex
 
     from modscope.paths import literal
 
-    if len(paths) > _MOST_NAMED:
-        return "GLOB"
-    several = ",".join(map(literal, paths))
-    return shlex.quote(f"{{{several}}}" if len(paths) > 1 else several)
+    mixed = {above for path in held for above in _above(path)}
+    counts = Counter(above for path in unheld for above in _above(path))
+    patterns: dict[str, None] = {}
+    for path in unheld:
+        whole = (above for above in _above(path) if above not in mixed and counts[above] > 1)
+        above = next(whole, None)
+        patterns[literal(path) if above is None else f"{literal(above)}*"] = None
+    several = ",".join(patterns)
+    return shlex.quote(several if len(patterns) == 1 else f"{{{several}}}")
 
 
-def _group(found: OptimizerList) -> str:
-    return f" --group {found.groups[-1].index}" if len(found.groups) > 1 else ""
+def _above(path: str) -> Iterator[str]:
+    """What the path begins with, each part with its dot, shortest first."""
+    yield ""
+    for position, character in enumerate(path, 1):
+        if character == ".":
+            yield path[:position]

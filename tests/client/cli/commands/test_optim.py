@@ -41,6 +41,7 @@ def test_what_no_optimizer_holds_and_the_command_for_it(partial: Live, modscope:
     outcome = modscope("optim")
     told, remedy = outcome.err.splitlines()
     assert told.startswith("note: no optimizer holds 5 parameters: scale, body.0.weight")
+    assert remedy == "hint: modscope optim add '{scale,body.*}'"
     command = remedy.removeprefix("hint: modscope ")
     done = modscope(*shlex.split(command))
     assert done.lines[0].startswith("gave an optimizer 5 tensors at step 0 ("), done.err
