@@ -137,7 +137,7 @@ def test_a_killed_client_withdraws_its_write() -> None:
         assert client.stdout.readline() == "asking\n"
         until(lambda: live.client.run.status().waiting > 0, "the write waits")
         client.send_signal(signal.SIGKILL)
-        client.wait(TIMEOUT)
+        client.communicate(timeout=TIMEOUT)
         until(lambda: live.client.run.status().waiting == 0, "it is withdrawn")
         go_on.set()
         before = live.scope.step_count
