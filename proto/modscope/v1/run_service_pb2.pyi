@@ -187,7 +187,7 @@ class StepResponse(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> _run_pb2.RunStatus:
-        """The status, with the lease of the pause to come."""
+        """The status, with the lease of the pause to come; its `step` is the one from which they are counted."""
 
     def __init__(
         self,

@@ -109,9 +109,10 @@ class RunControl:
                     pause.at, pause.reason = 0, "pause"
             self._arm()
 
-    def step(self, steps: int, seconds: float, who: str, *, own: bool = False) -> None:
+    def step(self, steps: int, seconds: float, who: str, *, own: bool = False) -> int:
         """Let the run go on for some iterations, 0 means one, and hold it again.
 
+        Returns the step from which they are counted, which a run that is not held may have left already.
         `seconds` is that of the lease; 0 means the one of the present pause. Raises BadRequest, Closed.
         """
         if not 0 <= steps <= _MOST_STEPS:
@@ -126,9 +127,11 @@ class RunControl:
                 grip = pause.grip
                 self._renew(grip)
             # A new wish, so that a thread that is held for the old one sees that this is over.
-            self._pause = _Pause(grip, "step", at=self._safepoint.step_count + (steps or 1))
+            begun = self._safepoint.step_count
+            self._pause = _Pause(grip, "step", at=begun + (steps or 1))
             self._arm()
         self._safepoint.wake()
+        return begun
 
     def resume(self, who: str) -> None:
         """End a pause, or the wish for one. Nothing happens where there is none."""
@@ -204,7 +207,7 @@ class RunControl:
         if place != "forward" and not self._safepoint.ends_iteration(place):
             return
         if step != self._seen or place == "mark":
-            self._new_iteration(step)
+            self._new_iteration(step, place)
             self._look_at_breaks(step, place)
         pause = self._pause
         if pause is None or step < pause.at:
@@ -215,14 +218,15 @@ class RunControl:
             # A forward still waits for its backward, and every request shall be served: try a little later.
             self._late = step
 
-    def _new_iteration(self, step: int) -> None:
+    def _new_iteration(self, step: int, place: Place) -> None:
         pause, seen = self._pause, self._seen
         self._seen = step
         if pause is None:
             return
         if pause.at and step < seen:
-            # The count went back, as to a snapshot: so does the step to which the run goes on.
-            pause.at = max(1, pause.at + step - seen - 1)
+            # The count went back, as to a snapshot: so does the step to which the run goes on. What is
+            # told as late as at a forward has been counted before.
+            pause.at = max(1, pause.at + step - seen - (place != "forward"))
         if step < pause.at:
             self._renew(pause.grip)
 

@@ -52,8 +52,10 @@ class RunServicer:
     @changes
     def step(self, request: run_service_pb2.StepRequest, call: Call) -> run_service_pb2.StepResponse:
         """Let it go on for some iterations."""
-        self._control.step(request.steps, request.lease_seconds, call.who, own=self._own(call))
-        return run_service_pb2.StepResponse(status=self._status())
+        begun = self._control.step(request.steps, request.lease_seconds, call.who, own=self._own(call))
+        status = self._status()
+        status.step = begun
+        return run_service_pb2.StepResponse(status=status)
 
     @changes
     def add_break(
