@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[Callable[[Any], Optimizer], Callable[[Optimizer], Any]]] 
 class Rewinding:
     """The loop: one iteration at each call, whose loss is noted."""
 
-    def __init__(self, kind: str, seed: int = 0, *, zeroes: bool = True) -> None:
+    def __init__(self, kind: str, seed: int = 0, *, zeroes: bool = True, scaled: bool = False) -> None:
         torch.manual_seed(seed)
         numpy.random.seed(seed)
         random.seed(seed)
@@ -59,6 +59,8 @@ class Rewinding:
         )
         self.optimizer = make_optimizer(self.model.parameters())
         self.scheduler = make_scheduler(self.optimizer)
+        # Grows every second step and soon overflows, so that steps are skipped now and then.
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**118, growth_interval=2, enabled=scaled)
         self.losses: list[tuple[int, float]] = []
         """Step count at which an iteration began, and its loss."""
         self._zeroes = zeroes
@@ -67,6 +69,8 @@ class Rewinding:
     def attach(self, **options: Any) -> modscope_server.Scope:
         """Serve it, with its scheduler as an extra."""
         extras = {"scheduler": self.scheduler} if self.scheduler is not None else {}
+        if self.scaler.is_enabled():
+            extras["scaler"] = self.scaler
         self.scope = modscope_server.attach(
             self.model, self.optimizer, writable=True, extras=extras, **options
         )
@@ -79,8 +83,9 @@ class Rewinding:
         loss = nn.functional.mse_loss(self.model(x), y)
         if self._zeroes or step % 7 == 0:
             self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(loss.item())
         elif self.scheduler is not None:
@@ -88,15 +93,16 @@ class Rewinding:
         self.losses.append((step, loss.item()))
 
 
-def passes(losses: list[tuple[int, float]]) -> list[dict[int, float]]:
-    """The losses by step, cut where the loop was sent back or ahead."""
-    runs: list[dict[int, float]] = [{}]
-    last = None
+def passes(losses: list[tuple[int, float]]) -> list[list[tuple[int, float]]]:
+    """The losses, cut where the loop was sent back or ahead.
+
+    After a skipped step the count stays, and catches up with the next one.
+    """
+    runs: list[list[tuple[int, float]]] = [[]]
     for step, loss in losses:
-        if last is not None and step != last + 1:
-            runs.append({})
-        runs[-1][step] = loss
-        last = step
+        if runs[-1] and not 0 <= step - runs[-1][-1][0] <= 2:
+            runs.append([])
+        runs[-1].append((step, loss))
     return runs
 
 
