@@ -94,7 +94,9 @@ def test_the_reply_says_whether_the_new_lr_lasts(name: str) -> None:
 def test_base_lr_is_what_a_scheduler_computes_from() -> None:
     run = Run(OVERWRITING["lambda"])
     run.steps(2)
-    assert run.set(base_lr=True, lr=0.25) == ()
+    groups, schedulers = Groups.of([run.optimizer]), Schedulers({"any name": run.scheduler})
+    change = plan_set_optimizer(run.model, groups, {"lr": 0.25}, base_lr=True, schedulers=schedulers)
+    assert change.apply() == (f"group 0 (SGD): lr {0.5 * 0.9**2} -> 0.25, base_lr 0.5 -> 0.25",)
     assert run.optimizer.param_groups[0]["initial_lr"] == 0.25
     assert run.optimizer.param_groups[0]["lr"] == 0.25
     assert run.steps(3) == [0.25 * 0.9**epoch for epoch in (3, 4, 5)]

@@ -101,17 +101,19 @@ def _edit(group: Group, values: Mapping[str, Plain]) -> _Edit:
 
 def _apply(edit: _Edit, schedulers: Schedulers, *, base_lr: bool) -> list[str]:
     group, options = edit.group, edit.group.options
+    base, more = schedulers.base_lr(group), []
     for name, value in edit.values.items():
         _set(options, name, value)
+    lr = number(options.get("lr"))
+    if base_lr and lr is not None:
+        more = _set_base(group, lr, schedulers)
     changes = [f"{name} {edit.before[name]} -> {plain(options[name])}" for name in edit.values]
-    notes = [f"{group}: {', '.join(changes)}"]
+    if base_lr and base is not None:
+        changes.append(f"base_lr {base} -> {lr}")
+    notes = [f"{group}: {', '.join(changes)}", *more]
     if "lr" not in edit.values:
         return notes
-    lr = number(options["lr"])
-    assert lr is not None
-    if base_lr:
-        notes += _set_base(group, lr, schedulers)
-    elif warning := schedulers.warning(group):
+    if not base_lr and (warning := schedulers.warning(group)):
         notes.append(
             f"{warning}: modscope optim set lr={lr} --group {group.index} --base-lr changes that, too"
         )
