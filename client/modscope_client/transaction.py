@@ -166,7 +166,7 @@ class Changes:
         return sum(len(tensor.data) for _, tensor in self._parts if tensor is not None) > BULK_BYTES
 
     def _frames(self) -> Requests:
-        """The requests of one Transact: the model, then each change and its bytes."""
+        """The requests of one Transact: the model, then each change and its bytes, then that this is all."""
         kind = operation_service_pb2.TransactRequest
         options = requests.options(self._expected or None, self._dry_run, self._request_id)
         yield Frame(request(kind, model=self._model, options=options))
@@ -176,6 +176,7 @@ class Changes:
             yield Frame(kind(change=change), next(parts, b""))
             for chunk in parts:
                 yield Frame(more, chunk)
+        yield Frame(kind(commit=True))
 
 
 class Transaction(Changes):

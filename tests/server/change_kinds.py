@@ -38,6 +38,7 @@ def transaction(
     yield operation_service_pb2.TransactRequest(options=options)
     for change in changes:
         yield operation_service_pb2.TransactRequest(change=change)
+    yield operation_service_pb2.TransactRequest(commit=True)
 
 
 def _write(rpc: Rpc, options: Any) -> Any:

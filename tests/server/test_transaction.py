@@ -42,6 +42,7 @@ def sent(*writes: tuple[str, torch.Tensor]) -> Iterator[Message]:
         )
         for chunk in chunks(to_data(value).data):
             yield Message(data=bytes(chunk))
+    yield Message(commit=True)
 
 
 def test_bytes_of_several_writes() -> None:
@@ -166,9 +167,9 @@ def test_all_of_it_takes_effect_at_one_step() -> None:
             until(lambda: steps > made[-1] + 1)
     assert made == sorted(made)
     assert all(len(set(values)) == 1 for step in seen if step >= made[0] for values in seen[step])
-    for number, step in enumerate(made, 1):
-        last_there = number == 20 or made[number] > step
-        assert not last_there or seen[step] == {(float(number),) * 3}
+    for number, at in enumerate(made, 1):
+        last_there = number == 20 or made[number] > at
+        assert not last_there or seen[at] == {(float(number),) * 3}
 
 
 def test_a_transaction_is_undone_whole(trainee: tuple[Net, torch.optim.Optimizer]) -> None:
@@ -234,6 +235,7 @@ def malformed() -> dict[str, list[Message]]:
             Message(change=Change(write=value)),
         ],
         "a change of nothing": [Message(change=Change())],
+        "a change after the end": [Message(change=freeze, commit=True)],
     }
 
 
@@ -242,11 +244,25 @@ def test_a_stream_that_is_no_transaction(messages: list[Message]) -> None:
     model = make_model()
     before = bits(model)
     with serving(model) as rpc:
-        refusal = refused(lambda: rpc.Transact(messages))
+        refusal = refused(lambda: rpc.Transact([*messages, Message(commit=True)]))
         assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "BAD_REQUEST")
         assert refusal.hint
         assert refusal.fields
         assert not rpc.ListOperations().operations
+    assert bits(model) == before
+
+
+def test_a_stream_that_ends_without_saying_so_changes_nothing() -> None:
+    model = make_model()
+    before = bits(model)
+    changes = [Message(), Message(change=Change(write=write("first.bias", 1.0)))]
+    with serving(model) as rpc:
+        refusal = refused(lambda: rpc.Transact(changes))
+        assert (refusal.code, refusal.reason, refusal.fields) == (
+            "INVALID_ARGUMENT",
+            "BAD_REQUEST",
+            ["commit"],
+        )
     assert bits(model) == before
 
 

@@ -247,16 +247,19 @@ Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class TransactRequest(_message.Message):
-    """Several changes: a first message with the model, then each change and its bytes."""
+    """Several changes: a first message with the model, then each change and its bytes, then the last word."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """First message: name of the model."""
+    commit: _builtins.bool
+    """Last message: that this is all of it, to be carried out."""
     data: _builtins.bytes
     """Bytes of the write begun last."""
     @_builtins.property
@@ -273,11 +276,12 @@ class TransactRequest(_message.Message):
         model: _builtins.str = ...,
         options: _operation_pb2.ChangeOptions | None = ...,
         change: Global___Change | None = ...,
+        commit: _builtins.bool = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "data", b"data", "model", b"model", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "commit", b"commit", "data", b"data", "model", b"model", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,8 +39,12 @@ def received_plans(
     what the changes raise.
     """
     made: list[tuple[str, Plan | Write]] = []
+    committed = False
     for position, frame in enumerate(frames):
         header = frame.header
+        if committed:
+            raise BadRequest("more comes after `commit`", hint="send it last", field="commit")
+        committed = header.commit
         if position and (header.model or header.HasField("options")):
             raise BadRequest(
                 "the model and the options come in the first message alone",
@@ -52,6 +56,11 @@ def received_plans(
             with _about(len(made), verb):
                 made.append((verb, _begun(serving, registered, header.change, verb, uploads)))
         uploads.feed(frame.data)
+    if not committed:
+        # A call that is broken off can look like one that has ended well.
+        raise BadRequest(
+            "the stream ends without `commit`", hint="send it in the last message", field="commit"
+        )
     if not made:
         raise BadRequest("a transaction without a change", hint="send at least one", field="change")
     received = uploads.finish()
