@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import stat
 import struct
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import torch
 
 from modscope.dtypes import DTYPES
 from modscope.tensor import CHUNK_BYTES
-from modscope_client.errors import InvalidArgument
+from modscope_client.errors import InvalidArgument, NoSuchFile
 from modscope_client.safetensors_file import Reader, Writer, refuse_unsupported
+from modscope_client.state_dict import open_upload
 from modscope_client.types import TensorSpec
 from tests.client.test_arrays import tensor
 from tests.end_to_end.serving import raw
@@ -245,3 +247,15 @@ def test_a_file_that_shrinks_while_it_is_read_is_told(tmp_path: Path) -> None:
         os.truncate(path, path.stat().st_size - 1)
         with pytest.raises(InvalidArgument, match="ends within 'a'"):
             list(reader.chunks(reader.tensors[0]))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    missing = tmp_path / "none.safetensors"
+    with pytest.raises(NoSuchFile, match=r"none\.safetensors") as refusal:
+        open_upload(missing)
+    assert isinstance(refusal.value, FileNotFoundError) and isinstance(refusal.value, InvalidArgument)
+    assert refusal.value.hint and refusal.value.details == {"field": "file"}
+    copied = pickle.loads(pickle.dumps(refusal.value))
+    assert type(copied) is NoSuchFile and str(copied) == str(refusal.value)
+    with pytest.raises(IsADirectoryError):
+        open_upload(tmp_path)

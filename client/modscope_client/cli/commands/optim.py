@@ -112,9 +112,9 @@ def _hyperparameters(texts: tuple[str, ...]) -> dict[str, Any]:
 def _tell_more(found: OptimizerList) -> None:
     for group in found.groups:
         if group.strangers:
-            held = "; ".join(group.strangers[:_MOST_NAMED])
+            strangers = "; ".join(group.strangers[:_MOST_NAMED])
             count = plural(len(group.strangers), "parameter")
-            note(f"group {group.index} holds {count} that no registered model has: {held}")
+            note(f"group {group.index} holds {count} that no registered model has: {strangers}")
     if not found.unheld or not found.groups:
         return
     names = ", ".join(map(one_line, found.unheld[:_MOST_NAMED]))
