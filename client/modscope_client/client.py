@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ class Client:
     def __init__(self, endpoint: Endpoint, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._calls = Calls(endpoint, timeout)
         self._run: Run | None = None
+        self._run_made = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<modscope_client.Client of {self.address}{', closed' if self._calls.closed else ''}>"
@@ -75,9 +77,10 @@ class Client:
         """The training run: its status, pausing, stepping, breaks."""
         from modscope_client.run import Run
 
-        if self._run is None:
-            self._run = Run(self._calls)
-        return self._run
+        with self._run_made:
+            if self._run is None:
+                self._run = Run(self._calls)
+            return self._run
 
     def close(self) -> None:
         """End the connection and all that runs on it. Idempotent.

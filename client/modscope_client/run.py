@@ -31,6 +31,8 @@ class Run:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        self.entered = 0
+        """How many `with` of a pause are being executed; leaving the outermost one resumes."""
 
         def renew(lease: str) -> object:
             asked = lease_service_pb2.RenewLeaseRequest(id=lease)
@@ -165,14 +167,20 @@ class Paused:
         return f"<Paused at step {self.status.step}>"
 
     def __enter__(self) -> Paused:
+        self._run.entered += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Resume, also where the block raised; a failure to do so does not hide what it raised."""
-        with contextlib.suppress(*((ModscopeError,) if error is not None else ())):
-            self.resume()
+        """Resume, also where the block raised; a failure to do so does not hide what it raised.
+
+        Where pauses of this client are nested, the outermost one does.
+        """
+        self._run.entered -= 1
+        if self._run.entered == 0:
+            with contextlib.suppress(*((ModscopeError,) if error is not None else ())):
+                self.resume()
 
     def resume(self) -> RunStatus:
         """Let the run go on."""

@@ -13,6 +13,7 @@ from modscope.v1 import run_pb2, run_service_pb2
 from modscope_client import run_control
 from modscope_client.errors import DeadlineExceeded, InvalidArgument
 from modscope_client.types import Break, Lease, Metric, MetricPoint, Pause, RunStatus
+from modscope_client.waiting import Waiting
 from tests.client.both import CLIENTS, entered, over, settle
 from tests.client.fake_run import FakeRun
 from tests.client.fake_server import serving
@@ -69,6 +70,37 @@ def test_a_pause_lasts_as_long_as_its_with(kind: Any) -> None:
             await fail_within(client.run.pause(lease=90))
         assert run.seconds == 90
         assert run.calls == ["pause", "resume"] * 2 and run.state == run_pb2.RUN_STATE_RUNNING
+
+    tried(kind, run, body)
+
+
+@BOTH
+def test_of_nested_pauses_the_outermost_resumes(kind: Any) -> None:
+    run = FakeRun()
+
+    async def body(client: Any) -> None:
+        async with entered(client.run.pause()):
+            async with entered(client.run.pause()):
+                pass
+            assert run.calls == ["pause", "pause"] and run.state == PAUSED
+        assert run.calls == ["pause", "pause", "resume"]
+
+    tried(kind, run, body)
+
+
+@BOTH
+def test_a_pause_that_is_interrupted_is_withdrawn(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(boundaries=False)
+
+    def interrupt(self: Waiting, message: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Waiting, "take", interrupt)
+
+    async def body(client: Any) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            await settle(client.run.pause())
+        assert run.calls == ["pause", "resume"]
 
     tried(kind, run, body)
 

@@ -33,6 +33,8 @@ class Run:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        self.entered = 0
+        """How many `async with` of a pause are being executed; leaving the outermost one resumes."""
 
         async def renew(lease: str) -> object:
             asked = lease_service_pb2.RenewLeaseRequest(id=lease)
@@ -182,14 +184,21 @@ class Paused:
         return self
 
     async def __aenter__(self) -> Paused:
-        return await self
+        await self
+        self._run.entered += 1
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Resume, also where the block raised; a failure to do so does not hide what it raised."""
-        with contextlib.suppress(*((ModscopeError,) if error is not None else ())):
-            await self.resume()
+        """Resume, also where the block raised; a failure to do so does not hide what it raised.
+
+        Where pauses of this client are nested, the outermost one does.
+        """
+        self._run.entered -= 1
+        if self._run.entered == 0:
+            with contextlib.suppress(*((ModscopeError,) if error is not None else ())):
+                await self.resume()
 
     async def resume(self) -> RunStatus:
         """Let the run go on."""

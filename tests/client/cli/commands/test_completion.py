@@ -47,3 +47,12 @@ def test_paths_of_the_model(live: Live, modscope: Modscope, monkeypatch: pytest.
 
 def test_no_server_completes_nothing(modscope: Modscope, monkeypatch: pytest.MonkeyPatch) -> None:
     assert completed("modscope --address unix:/no/such ls bo", modscope, monkeypatch) == []
+
+
+def test_operations_and_snapshots(live: Live, modscope: Modscope, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (("set", "scale", "--fill", "2"), ("freeze", "scale"), ("snapshot", "save", "before")):
+        assert modscope(*words).code == 0
+    assert completed("modscope undo ", modscope, monkeypatch) == ["op-2", "op-1"]
+    assert completed("modscope snapshot restore b", modscope, monkeypatch) == ["before"]
+    assert completed("modscope optim add sc", modscope, monkeypatch) == ["scale"]
+    assert completed("modscope run br", modscope, monkeypatch) == ["break", "breaks"]
