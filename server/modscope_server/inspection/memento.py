@@ -85,6 +85,10 @@ class Memento:
         if key not in self._kept:
             self._add(key, kept.Other(restore, nbytes, again))
 
+    def holds(self, key: Hashable) -> bool:
+        """Whether something is kept under this key."""
+        return key in self._kept
+
     @property
     def keys(self) -> frozenset[Hashable]:
         """What it holds, by identity; two that share one are about the same thing."""

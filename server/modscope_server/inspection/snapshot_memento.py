@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from modscope_server.inspection.backup import TensorCopy
 from modscope_server.inspection.copies import bytes_of, copied, put_into
 from modscope_server.inspection.extras import Stateful, stateful
 from modscope_server.inspection.memento import Memento
 from modscope_server.inspection.optimizer_memory import keep_memory
 from modscope_server.inspection.randomness import random_state, restore_random_state
-from modscope_server.inspection.snapshot import Run, held_by, model_tensors, place_of
+from modscope_server.inspection.snapshot import Run, held_by, model_tensors
 from modscope_server.inspection.tensors import has_grad
 from modscope_server.inspection.walk import walk
 
@@ -24,18 +25,14 @@ __all__ = ["memento_of"]
 def memento_of(run: Run, model: str, extras: Collection[str]) -> Memento:
     """Everything that a restoration may change, gradients, random states and step count included.
 
-    Of the extras those that are named. Paths of models other than `model` are told with their names, as
-    in "critic:w1.weight".
+    `model` is the one whose tensors are told by path, with digests. Of the extras it keeps those named.
     """
     memento = Memento()
-    for name in sorted(run.models, key=lambda name: name != model):
-        _keep_model(memento, run, run.models[name], "" if name == model else f"{name}:")
-    known = place_of(run.models)
-    for at, optimizer in enumerate(run.all_optimizers):
-        for index, param in enumerate(held_by(optimizer)):
-            if id(param) not in known:
-                memento.keep_tensor(f"optimizer {at}:{index}", param)
-                _keep_grad(memento, param)
+    for path, tensor in model_tensors(run.models[model]).items():
+        memento.keep_tensor(path, tensor)
+    for root in run.models.values():
+        _keep_model(memento, run, root)
+    for optimizer in run.all_optimizers:
         _keep_optimizer(memento, optimizer)
     for name, extra in run.other_extras.items():
         ways = stateful(extra)
@@ -46,10 +43,9 @@ def memento_of(run: Run, model: str, extras: Collection[str]) -> Memento:
     return memento
 
 
-def _keep_model(memento: Memento, run: Run, root: nn.Module, prefix: str) -> None:
-    for path, tensor in model_tensors(root).items():
-        memento.keep_tensor(prefix + path, tensor)
-        _keep_grad(memento, tensor)
+def _keep_model(memento: Memento, run: Run, root: nn.Module) -> None:
+    for tensor in model_tensors(root).values():
+        _keep_tensor(memento, tensor)
     for visit in walk(root).visits:
         if visit.first:
             memento.keep_training(visit.module)
@@ -59,6 +55,8 @@ def _keep_model(memento: Memento, run: Run, root: nn.Module, prefix: str) -> Non
 
 def _keep_optimizer(memento: Memento, optimizer: Optimizer) -> None:
     held = held_by(optimizer)
+    for param in held:
+        _keep_tensor(memento, param)
     memento.keep_groups(optimizer)
     keys = [key for key in optimizer.state if isinstance(key, torch.Tensor)]
     if isinstance(optimizer, LBFGS):
@@ -84,8 +82,35 @@ def _keep_rest(memento: Memento, optimizer: Optimizer) -> None:
     )
 
 
+def _keep_tensor(memento: Memento, tensor: torch.Tensor) -> None:
+    """Value, requires_grad and gradient, without a path; what is kept already stays as it is."""
+    _keep_value(memento, tensor)
+    _keep_flag(memento, tensor)
+    _keep_grad(memento, tensor)
+
+
+def _keep_value(memento: Memento, tensor: torch.Tensor) -> None:
+    key = ("value", id(tensor))
+    if not memento.holds(key):
+        kept = TensorCopy(tensor)
+        memento.keep(key, kept.write_back, kept.nbytes, lambda now: _keep_value(now, tensor))
+
+
+def _keep_flag(memento: Memento, tensor: torch.Tensor) -> None:
+    flag = tensor.requires_grad
+
+    def restore() -> None:
+        if tensor.requires_grad != flag:
+            tensor.requires_grad = flag
+
+    memento.keep(("flag", id(tensor)), restore, again=lambda now: _keep_flag(now, tensor))
+
+
 def _keep_grad(memento: Memento, tensor: torch.Tensor) -> None:
     """The gradient, which an undo of a restoration brings back, too: its step count is that of then."""
+    key = ("grad", id(tensor))
+    if memento.holds(key):
+        return
     grad = tensor.grad if has_grad(tensor) else None
     kept = None if grad is None else copied(grad)
 
@@ -97,7 +122,7 @@ def _keep_grad(memento: Memento, tensor: torch.Tensor) -> None:
         else:
             tensor.grad = put_into(now, kept)
 
-    memento.keep(("grad", id(tensor)), restore, bytes_of(kept), lambda now: _keep_grad(now, tensor))
+    memento.keep(key, restore, bytes_of(kept), lambda now: _keep_grad(now, tensor))
 
 
 def _keep_extra(memento: Memento, name: str, ways: Stateful) -> None:

@@ -58,7 +58,13 @@ def plan_restore(image: Image, run: Run, model: str) -> Change:
             step()
         return tuple(restore.notes)
 
-    return Change(tuple(dict.fromkeys(path for path, _ in memento.tensors)), memento, apply)
+    return Change(_paths(run, model), memento, apply)
+
+
+def _paths(run: Run, model: str) -> tuple[str, ...]:
+    others = [name for name in run.models if name != model]
+    own = model_tensors(run.models[model])
+    return (*own, *(f"{name}:{path}" for name in others for path in model_tensors(run.models[name])))
 
 
 def _damaged(error: Exception) -> SnapshotMismatch:
