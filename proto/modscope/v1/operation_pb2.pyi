@@ -112,11 +112,13 @@ class Operation(_message.Message):
 
     @_builtins.property
     def before(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Digest of each touched tensor before; a tensor that cannot be read has none."""
+        """Digest before of each tensor whose elements it may change, by path; a freeze changes none. A tensor
+        that cannot be read has none, and all are left out where they would not fit into a message.
+        """
 
     @_builtins.property
     def after(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Digest of each touched tensor after; a tensor that cannot be read has none."""
+        """The same after it; empty in a dry run."""
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
