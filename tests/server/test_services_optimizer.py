@@ -83,6 +83,10 @@ def test_several_models_share_the_count_and_tell_their_own_paths() -> None:
         assert list(second.parameters) == ["0.weight", "0.bias"]
         rpc.SetOptimizer(model="two", hyperparameters=values(lr=0.5))
         assert [one.param_groups[0]["lr"] for one in optimizers] == [0.1, 0.5]
+        (_, note) = rpc.Unfreeze(model="two", glob="4.bias").operation.notes
+        assert note.endswith("modscope --model two optim add 4.bias --group 0")
+        refusal = refused(lambda: rpc.AddToOptimizer(model="two", glob="{0,2}.weight", group=1))
+        assert refusal.hint == "the others alone: modscope --model two optim add 2.weight"
 
 
 def test_a_new_lr_takes_effect_at_one_step_of_a_running_loop() -> None:

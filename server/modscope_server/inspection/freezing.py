@@ -44,6 +44,7 @@ def plan_freeze(
     *,
     force: bool = False,
     norm_stats: bool = False,
+    program: str = "modscope",
     scaled: Iterable[Optimizer] = (),
     holds: NormHolds | None = None,
 ) -> Change:
@@ -53,6 +54,7 @@ def plan_freeze(
     gradient; one that none holds keeps its gradient, zeroed. LBFGS, which moves what has no gradient, too,
     is made to leave it out. `norm_stats`: the running statistics of normalisation layers that own one, or
     that the glob selects as modules, are held, too. `scaled`: optimizers that a GradScaler steps.
+    `program`: how commands in notes begin.
 
     Raises NoMatch, BadGlobError, NotMaterialized, and WouldBreakTraining, unless `force`, where nothing of
     the model or of such an optimizer would be left to train, or where DDP or FSDP wraps a parameter.
@@ -80,7 +82,7 @@ def plan_freeze(
         notes = _freeze(located, groups, held)
         if norm_stats:
             return notes + _hold(layers, holds, root)
-        return notes + _moving(layers, holds, root)
+        return notes + _moving(layers, holds, root, program)
 
     return Change(tuple(one.path for one in located), memento, apply)
 
@@ -91,6 +93,7 @@ def plan_unfreeze(
     type: str = "",
     groups: Groups | None = None,
     *,
+    program: str = "modscope",
     holds: NormHolds | None = None,
 ) -> Change:
     """Plan to set requires_grad to True, and to let running statistics move that a freeze holds.
@@ -115,7 +118,7 @@ def plan_unfreeze(
         holds.keep(memento, layer.module, root)
 
     def apply() -> tuple[str, ...]:
-        notes = _unfreeze(located, groups, root)
+        notes = _unfreeze(located, groups, root, program)
         for layer in layers:
             holds.release(layer.module)
         if layers:
@@ -156,7 +159,9 @@ def _freeze(located: Sequence[LocatedTensor], groups: Groups, held: set[int]) ->
     return notes
 
 
-def _unfreeze(located: Sequence[LocatedTensor], groups: Groups, root: nn.Module) -> tuple[str, ...]:
+def _unfreeze(
+    located: Sequence[LocatedTensor], groups: Groups, root: nn.Module, program: str
+) -> tuple[str, ...]:
     already = sum(place.tensor.requires_grad for place in located)
     notes = _already(already, len(located), "trainable")
     wrapper = wrapper_around(root, {id(place.tensor) for place in located if not place.tensor.requires_grad})
@@ -170,11 +175,11 @@ def _unfreeze(located: Sequence[LocatedTensor], groups: Groups, root: nn.Module)
         notes += (f"{wrapper} was built while they were frozen: it will not reduce their gradients",)
     unheld = [place.path for place in located if not groups.holds(place.tensor)]
     if unheld:
-        notes += (f"no optimizer holds {named(unheld)}: {_remedy(root, unheld, groups)}",)
+        notes += (f"no optimizer holds {named(unheld)}: {_remedy(root, unheld, groups, program)}",)
     return notes
 
 
-def _remedy(root: nn.Module, unheld: Sequence[str], groups: Groups) -> str:
+def _remedy(root: nn.Module, unheld: Sequence[str], groups: Groups, program: str) -> str:
     """The command that gives them to an optimizer; of several groups to the largest."""
     listed = list(groups)
     if not listed:
@@ -182,7 +187,7 @@ def _remedy(root: nn.Module, unheld: Sequence[str], groups: Groups) -> str:
     glob = glob_of(unheld, (one.path for one in located_parameters(root)))
     largest = max(listed, key=lambda group: len(group.params))
     which = f" --group {largest.index}" if len(listed) > 1 else ""
-    return f"to have them trained, modscope optim add {glob}{which}"
+    return f"to have them trained, {program} optim add {glob}{which}"
 
 
 def _hold(layers: Sequence[Located], holds: NormHolds, root: nn.Module) -> tuple[str, ...]:
@@ -193,7 +198,7 @@ def _hold(layers: Sequence[Located], holds: NormHolds, root: nn.Module) -> tuple
     return (f"running statistics held: {named(one.path or '(root)' for one in layers)}", *holds.notes)
 
 
-def _moving(layers: Sequence[Located], holds: NormHolds, root: nn.Module) -> tuple[str, ...]:
+def _moving(layers: Sequence[Located], holds: NormHolds, root: nn.Module, program: str) -> tuple[str, ...]:
     """Tells which layers still update their statistics, and how to stop it."""
     moving = [one for one in layers if one.module not in holds and (one.module.training or not root.training)]
     if not moving:
@@ -201,7 +206,7 @@ def _moving(layers: Sequence[Located], holds: NormHolds, root: nn.Module) -> tup
     glob = glob_of([one.path for one in moving])
     return (
         f"running statistics still move: {named(one.path or '(root)' for one in moving)}; "
-        f"to stop that, modscope freeze --norm-stats {glob}",
+        f"to stop that, {program} freeze --norm-stats {glob}",
     )
 
 

@@ -24,19 +24,22 @@ from modscope_server.inspection.tensors import dtype_name
 __all__ = ["plan_add_to_optimizer"]
 
 
-def plan_add_to_optimizer(root: nn.Module, groups: Groups, glob: str, group: int | None = None) -> Change:
+def plan_add_to_optimizer(
+    root: nn.Module, groups: Groups, glob: str, group: int | None = None, *, program: str = "modscope"
+) -> Change:
     """Plan to append the parameters that a glob selects to a group, in their order.
 
-    `group`: None is the only one. The state of them is made as the optimizer makes it, and a gradient that
-    nobody has cleared so far does not reach its next step. Raises NoMatch, BadGlobError, AlreadyHeld,
-    NotMaterialized, DtypeMismatch, and BadRequest for what the optimizer could not step.
+    `group`: None is the only one. The state of them is made as the optimizer makes it, and a gradient
+    that nobody has cleared so far does not reach its next step. `program`: how commands in notes begin.
+    Raises NoMatch, BadGlobError, AlreadyHeld, NotMaterialized, DtypeMismatch, and BadRequest for what the
+    optimizer could not step.
     """
     located = select_located_parameters(root, glob)
     if not located:
         raise NoMatch(
             f"no parameter matches {glob or '*'!r}", hint="list them: `modscope params`", field="glob"
         )
-    _check_free(located, groups)
+    _check_free(located, groups, program)
     _check_kinds(located)
     chosen = _only_group(groups) if group is None else chosen_group(groups, group)
     params = [one.tensor for one in located]
@@ -54,12 +57,12 @@ def plan_add_to_optimizer(root: nn.Module, groups: Groups, glob: str, group: int
         memento.keep_gradient(param)
 
     def apply() -> tuple[str, ...]:
-        return _append(chosen, located)
+        return _append(chosen, located, program)
 
     return Change(tuple(one.path for one in located), memento, apply)
 
 
-def _append(group: Group, located: Sequence[LocatedTensor]) -> tuple[str, ...]:
+def _append(group: Group, located: Sequence[LocatedTensor], program: str) -> tuple[str, ...]:
     params = [one.tensor for one in located]
     group.options["params"].extend(params)
     if "param_names" in group.options:
@@ -73,7 +76,7 @@ def _append(group: Group, located: Sequence[LocatedTensor]) -> tuple[str, ...]:
         notes.append(f"gradients that nobody had cleared were zeroed: {named(stale)}")
     frozen = [one.path for one in located if not one.tensor.requires_grad]
     if frozen:
-        notes.append(f"frozen: {named(frozen)}; to have them trained, modscope unfreeze {glob_of(frozen)}")
+        notes.append(f"frozen: {named(frozen)}; to have them trained, {program} unfreeze {glob_of(frozen)}")
     return tuple(notes)
 
 
@@ -104,7 +107,7 @@ def _only_group(groups: Groups) -> Group:
     return chosen_group(groups, 0)
 
 
-def _check_free(located: Iterable[LocatedTensor], groups: Groups) -> None:
+def _check_free(located: Iterable[LocatedTensor], groups: Groups, program: str) -> None:
     index = {one.index: one for one in groups}
     held: dict[int, list[str]] = {}
     free: list[str] = []
@@ -116,7 +119,9 @@ def _check_free(located: Iterable[LocatedTensor], groups: Groups) -> None:
             held.setdefault(at, []).append(one.path)
     if held:
         told = "; ".join(f"{index[at]} holds {named(paths)}" for at, paths in held.items())
-        hint = f"the others alone: modscope optim add {glob_of(free)}" if free else "they are trained already"
+        hint = (
+            f"the others alone: {program} optim add {glob_of(free)}" if free else "they are trained already"
+        )
         raise AlreadyHeld(told, hint=hint, field="glob")
 
 

@@ -32,12 +32,13 @@ def plan_set_optimizer(
     *,
     base_lr: bool = False,
     schedulers: Schedulers | None = None,
+    program: str = "modscope",
 ) -> Change:
     """Plan to set hyper-parameters of a group, or of every group that has parameters of the model.
 
     Each must be there already and keeps its kind. A new lr lasts until a scheduler sets it again;
-    `base_lr` changes what schedulers compute from, too. Raises NoMatch for a group that is not there,
-    BadRequest for what the optimizer would not take.
+    `base_lr` changes what schedulers compute from, too. `program`: how commands in notes begin. Raises
+    NoMatch for a group that is not there, BadRequest for what the optimizer would not take.
     """
     chosen = _groups_of(root, groups) if group is None else [chosen_group(groups, group)]
     if not values:
@@ -56,7 +57,7 @@ def plan_set_optimizer(
     def apply() -> tuple[str, ...]:
         notes: list[str] = []
         for edit in edits:
-            notes += _apply(edit, known, base_lr=base_lr)
+            notes += _apply(edit, known, program, base_lr=base_lr)
         return tuple(notes)
 
     return Change((), memento, apply)
@@ -99,7 +100,7 @@ def _edit(group: Group, values: Mapping[str, Plain]) -> _Edit:
     return _Edit(group, wanted, {name: plain(group.options[name]) for name in wanted})
 
 
-def _apply(edit: _Edit, schedulers: Schedulers, *, base_lr: bool) -> list[str]:
+def _apply(edit: _Edit, schedulers: Schedulers, program: str, *, base_lr: bool) -> list[str]:
     group, options = edit.group, edit.group.options
     base, more = schedulers.base_lr(group), []
     for name, value in edit.values.items():
@@ -115,7 +116,7 @@ def _apply(edit: _Edit, schedulers: Schedulers, *, base_lr: bool) -> list[str]:
         return notes
     if not base_lr and (warning := schedulers.warning(group)):
         notes.append(
-            f"{warning}: modscope optim set lr={lr} --group {group.index} --base-lr changes that, too"
+            f"{warning}: {program} optim set lr={lr} --group {group.index} --base-lr changes that, too"
         )
     if isinstance(group.optimizer, Rprop) and group.optimizer.state:
         notes.append("Rprop uses lr at its first step alone: it goes on with the step sizes that it has")

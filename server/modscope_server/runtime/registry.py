@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Registered:
     """The optimizer groups known now, over all optimizers."""
     step_count: Callable[[], int]
     """Completed training iterations."""
+    program: str = "modscope"
+    """How a command about this model begins: with its name, where there are several."""
 
 
 class Registry:
@@ -64,7 +67,8 @@ class Registry:
                 hint=f"the models are {listed}",
                 field="model",
             )
-        return Registered(name, self.models[name], self.groups, self._step_count)
+        program = f"modscope --model {shlex.quote(name)}" if len(self.models) > 1 else "modscope"
+        return Registered(name, self.models[name], self.groups, self._step_count, program)
 
     def optimizers(self) -> list[Optimizer]:
         """Those given, then those found."""

@@ -51,6 +51,7 @@ def freeze_plan(serving: Serving, registered: Registered, request: messages.Free
         registered.groups(),
         force=request.force,
         norm_stats=request.norm_stats,
+        program=registered.program,
         scaled=serving.scaled(),
         holds=serving.norm_holds,
     )
@@ -59,7 +60,12 @@ def freeze_plan(serving: Serving, registered: Registered, request: messages.Free
 def unfreeze_plan(serving: Serving, registered: Registered, request: messages.UnfreezeRequest) -> Plan:
     """Plans an unfreeze."""
     return lambda: plan_unfreeze(
-        registered.root, request.glob, request.type, registered.groups(), holds=serving.norm_holds
+        registered.root,
+        request.glob,
+        request.type,
+        registered.groups(),
+        program=registered.program,
+        holds=serving.norm_holds,
     )
 
 

@@ -80,6 +80,7 @@ def set_optimizer_plan(
             group,
             base_lr=request.base_lr,
             schedulers=Schedulers(serving.extras),
+            program=registered.program,
         )
 
     return plan
@@ -90,4 +91,6 @@ def add_to_optimizer_plan(
 ) -> Plan:
     """What a request asks for, alone or within a transaction."""
     group = request.group if request.HasField("group") else None
-    return lambda: plan_add_to_optimizer(registered.root, registered.groups(), request.glob, group)
+    return lambda: plan_add_to_optimizer(
+        registered.root, registered.groups(), request.glob, group, program=registered.program
+    )
