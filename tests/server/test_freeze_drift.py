@@ -185,6 +185,33 @@ def test_an_optimizer_that_has_not_stepped_yet_does_not_move_it() -> None:
     assert same_values(before, list(model.parameters())) == [False, False, True, True, False, False]
 
 
+@pytest.mark.parametrize("name", ["sgd_momentum", "adamw", "adamw_fused"])
+def test_under_a_scaler_that_skips_a_step(name: str) -> None:
+    model = layers()
+    optimizer = MAKERS[name](model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+
+    def step(scale: float) -> None:
+        optimizer.zero_grad(set_to_none=False)
+        with torch.autocast("cpu"):
+            loss = model(torch.ones(2, 4)).square().mean()
+        scaler.scale(loss * scale).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+
+    with serving(model, optimizer, extras={"scaler": scaler}) as rpc:
+        for _ in range(3):
+            step(1.0)
+        rpc.Freeze(glob="2.*")
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        for scale in (1.0, 1.0, float("inf"), 1.0, 1.0, 1.0):
+            step(scale)
+    same = same_values(before, [parameter.detach() for parameter in model.parameters()])
+    assert same == [False, False, True, True, False, False]
+
+
 def test_thawed_it_goes_on_as_in_pytorch() -> None:
     model, other = built("adamw")
     run = Repeatable(model, AdamW(model.parameters(), lr=0.02))
