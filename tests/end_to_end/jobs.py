@@ -29,6 +29,7 @@ class Job:
         self.process = subprocess.Popen(
             [sys.executable, *command],
             env=self.environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -46,6 +47,12 @@ class Job:
         """A client with the operator token."""
         server = self.server()
         return connect(server["address"], token=server["token"], timeout=TIMEOUT)
+
+    def go_on(self) -> None:
+        """Gives it a line to read."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def end(self, signal: int | None = None) -> tuple[int, str, str]:
         """Sends a signal, where one is given, and waits: exit code, stdout, stderr."""

@@ -245,13 +245,13 @@ def test_a_step_count_that_goes_back_takes_the_steps_to_come_with_it() -> None:
 
     held.then = back
     iterations(held, model, optimizer, 10)
-    assert held.at == [21, 8]
-    assert held.point.step_count == 14
+    assert held.at == [20, 8]
+    assert held.point.step_count == 15
     held.control.step(6, 0, "test")
     iterations(held, model, optimizer, 2)
     held.point.set_step_count(3)
     iterations(held, model, optimizer, 10)
-    assert held.at == [21, 8, 7]
+    assert held.at == [20, 8, 7]
     held.close()
 
 

@@ -52,6 +52,8 @@ class _Pause:
     """The step from which on it is held."""
     break_id: str = ""
     since: float | None = None
+    late: int | None = None
+    """The step at which it would have been held, had that been a point for writes."""
 
 
 class RunControl:
@@ -71,7 +73,6 @@ class RunControl:
         # What the training thread has seen of its boundaries.
         self._seen = -1
         self._acted = -1
-        self._late: int | None = None
 
     # On the server's threads.
 
@@ -206,17 +207,20 @@ class RunControl:
         self._acted = -1
         if place != "forward" and not self._safepoint.ends_iteration(place):
             return
+        # Only forwards that are followed are known to await no backward, so that this is a point for writes.
+        self._safepoint.pending.attend()
         if step != self._seen or place == "mark":
             self._new_iteration(step, place)
-            self._look_at_breaks(step, place)
+            if self._pause is None or self._pause.late is None:
+                self._look_at_breaks(step, place)
         pause = self._pause
         if pause is None or step < pause.at:
             return
-        if write_point or (self._late is not None and step > self._late):
+        if write_point or (pause.late is not None and step != pause.late):
             self._hold(pause)
-        elif self._late is None:
+        elif pause.late is None:
             # A forward still waits for its backward, and every request shall be served: try a little later.
-            self._late = step
+            pause.late = step
 
     def _new_iteration(self, step: int, place: Place) -> None:
         pause, seen = self._pause, self._seen
@@ -244,8 +248,9 @@ class RunControl:
             self._pause = _Pause(grip, hit.expression, break_id=hit.id)
 
     def _hold(self, pause: _Pause) -> None:
-        self._late = None
         with self._changed:
+            if self._pause is not pause:
+                return
             pause.since = time.time()
             self._renew(pause.grip)
             self._changed.notify_all()
@@ -312,6 +317,8 @@ class RunControl:
     def _arm(self) -> None:
         """Have the loop tell of its boundaries while that is of use, and only then."""
         wanted = self if self._pause is not None or len(self._breaks) else None
+        if wanted is not None:
+            self._safepoint.pending.attend()
         if self._safepoint.control is not wanted:
             self._seen = -1 if wanted is None else self._seen
             self._safepoint.control = wanted

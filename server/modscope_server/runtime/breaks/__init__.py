@@ -18,4 +18,8 @@ of the outputs, backward those of the inputs, of all calls since the boundary be
 Numbers are floats of 64 bits as IEEE 754 has them: `loss != loss` is true of nan, and a division by
 zero is inf or nan. What is not known, such as a metric that was never reported, makes a comparison
 neither true nor false; a condition holds where it is true whatever the unknown would be.
+
+A condition is looked at from the left to the right and no further than its answer needs: with `step >
+1000 and norm(*) > 50` no norm is taken before step 1000. What lies on an accelerator is waited for when
+a condition looks at it; breaks are the one thing here that can make a loop wait for its device.
 """
