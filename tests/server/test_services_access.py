@@ -17,7 +17,12 @@ from torch import nn
 import modscope_server
 from tests.server.rpc import METHODS, Refused, Rpc, admitted, refused, shape_of, until
 
-CHANGES = {"WriteTensor", "Freeze", "Unfreeze", "Reinitialize", "Upload"}
+CHANGES = {
+    *("WriteTensor", "Freeze", "Unfreeze", "Reinitialize", "Upload"),
+    *("Undo", "Transact", "SetOptimizer", "AddToOptimizer"),
+    *("SaveSnapshot", "RestoreSnapshot", "DropSnapshot"),
+    *("Pause", "Resume", "Step", "AddBreak", "ClearBreaks", "RenewLease", "ReleaseLease"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -51,17 +51,17 @@ def test_a_plan_that_no_longer_holds_is_made_anew() -> None:
     model.w4 = nn.Linear(1, 1)
     before = copies(model)
     with pytest.raises(KeysMismatch, match=r"2 missing: w4\.weight, w4\.bias"):
-        apply_load(model, state, True, plan)
+        apply_load(model, prepare_load(model, state, True, plan), True)
     assert same_states(copies(model), before)
-    assert apply_load(model, state, False, plan) == (["w4.weight", "w4.bias"], [])
+    assert apply_load(model, prepare_load(model, state, False, plan), False) == (["w4.weight", "w4.bias"], [])
     del model.w4
     model.w1 = nn.Linear(5, 4)
     with pytest.raises(ShapeMismatch, match=r"w1\.weight is \[4, 5\]"):
-        apply_load(model, state, True, plan)
+        apply_load(model, prepare_load(model, state, True, plan), True)
     del state["w2.bias"]
     model.w1 = nn.Linear(1, 3)
     with pytest.raises(KeysMismatch, match=r"w2\.bias"):
-        apply_load(model, state, True, plan)
+        apply_load(model, prepare_load(model, state, True, plan), True)
 
 
 def test_the_optimizer_goes_on_with_what_was_loaded() -> None:
