@@ -16,7 +16,7 @@ from modscope_server.errors import (
     NotMaterialized,
     ShapeMismatch,
 )
-from modscope_server.inspection.state_dict import LoadPlan, apply_load, check_load
+from modscope_server.inspection.state_dict import LoadPlan, apply_load, check_load, prepare_load
 from tests.models import MLP, ZOO
 from tests.server.state_dict_support import copies, load, other_values, same_states, specs_of
 
