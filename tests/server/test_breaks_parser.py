@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -123,6 +125,14 @@ def test_mistakes_are_pointed_at(text: str, column: int, says: str) -> None:
     assert pointer.strip() == "^"
     under = shown[pointer.index("^") : pointer.index("^") + 1]
     assert under == text[column - 1 : column]
+
+
+def test_the_examples_of_the_page_are_conditions() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "breaks.md").read_text()
+    examples = re.findall(r"^modscope run break '(.*)'$", page, re.MULTILINE)
+    assert len(examples) >= 4
+    for text in examples:
+        assert parse(text)
 
 
 def test_the_length_is_bounded_and_long_chains_are_not_deep() -> None:
