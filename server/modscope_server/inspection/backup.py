@@ -121,8 +121,11 @@ class Bindings:
 
 
 def has_value(tensor: torch.Tensor) -> bool:
-    """Whether there are elements that can be kept; a lazy or meta tensor has none."""
-    return not is_lazy(tensor) and not tensor.is_meta
+    """Whether there are elements that can be kept; a lazy, meta or released tensor has none."""
+    if is_lazy(tensor) or tensor.is_meta:
+        return False
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    return not strided or not tensor.numel() or bool(tensor.untyped_storage().nbytes())
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -26,7 +26,8 @@ def plan_undo(ledger: Ledger, entry: Entry, registered: Registered) -> Change:
     if not reason and memento is not None:
         reason, hint = _obstacle(memento, registered), "the training script has replaced it since"
     if reason or memento is None:
-        raise NotUndoable(f"{entry.id} ({entry.kind}) cannot be undone: {reason}", hint=hint, field="id")
+        why = reason or entry.lost
+        raise NotUndoable(f"{entry.id} ({entry.kind}) cannot be undone: {why}", hint=hint, field="id")
     now = memento.again()
     for tensor in memento.to_be_frozen:
         now.keep_gradient(tensor)
