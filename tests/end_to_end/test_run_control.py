@@ -96,6 +96,19 @@ def test_a_step_after_which_writes_are_not_safe_is_passed_by_one() -> None:
     Trained("adversaries", interfere)
 
 
+def test_a_pause_that_the_loop_asks_for_itself_ends_with_its_lease() -> None:
+    """As in a notebook: what would renew the lease lives in the process that it holds."""
+    torch.manual_seed(0)
+    loop = KINDS["plain"]()
+    with loop.attach() as scope, connect(scope.address, token=scope.token, timeout=TIMEOUT) as client:
+        loop()
+        status = client.run.pause(lease=1, wait=False).status
+        assert any("itself" in note for note in status.notes)
+        while "nobody renewed it" not in client.run.status().last_resume:
+            loop()
+        assert scope.step_count == loop.done
+
+
 def test_edits_of_a_paused_run_take_effect_in_it() -> None:
     def interfere(client: Any, loop: Loop) -> None:
         model = client.model()

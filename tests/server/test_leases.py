@@ -138,6 +138,26 @@ def test_the_thread_ends_leases_in_time_and_ends_with_the_last() -> None:
         leases.get(again.id)
 
 
+def test_without_a_thread_whoever_is_held_looks_by_itself(
+    leases: Leases, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    before = len(timers())
+    ends: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        taken(leases, ends)
+    assert len(timers()) == before
+    clock.now = 31.0
+    leases.expire()
+    assert len(ends) == 1
+    taken(leases, ends)
+    assert len(timers()) == before + 1
+    leases.close()
+
+
 def test_one_that_is_told_may_take_a_new_lease(leases: Leases, clock: Clock) -> None:
     def takes_another(reason: str) -> None:
         taken(leases, [], 5)

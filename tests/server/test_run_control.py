@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import random
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -287,3 +289,62 @@ def test_a_pause_that_the_training_thread_asks_for_cannot_be_renewed() -> None:
     iterations(held, model, optimizer, 2)
     assert held.at == [1]
     held.close()
+
+
+def test_a_break_that_fails_is_told_and_looked_at_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(3, 1)
+    held, optimizer = Held(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    held.control.add_break("loss > 1 or norm(*) > 1e9 or grad.norm(*) > 1e9", 0, "test")
+    held.control.add_break("step == 5", 0, "test")
+
+    class Bad:
+        def latest(self, name: str) -> float:
+            raise ValueError("no way")
+
+    held.control._breaks._sources._metrics = Bad()  # type: ignore[assignment]
+    with caplog.at_level(logging.ERROR, "modscope_server"):
+        iterations(held, model, optimizer, 8)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert held.at == [5]
+    first, second = held.control.breaks()
+    assert first.notes == ("it failed and is looked at no more: ValueError: no way",)
+    assert (first.hits, second.hits) == (0, 1)
+    held.close()
+
+
+def test_whoever_controls_a_run_together_never_stops_it_for_good() -> None:
+    conditions = ["nan(forward:*) == 0", "step > 0", "grad.norm(*) > 0", "loss > 0"]
+    acts: list[Callable[[Run, random.Random], object]] = [
+        lambda run, chance: run.rpc.Pause(lease_seconds=60),
+        lambda run, chance: run.rpc.Resume(),
+        lambda run, chance: run.rpc.Step(steps=chance.randrange(1, 4)),
+        lambda run, chance: run.rpc.AddBreak(expression=chance.choice(conditions)),
+        lambda run, chance: run.rpc.ClearBreaks(),
+        lambda run, chance: run.rpc.ReadTensor(path="0.weight"),
+        lambda run, chance: run.rpc.Freeze(glob="0.bias"),
+        lambda run, chance: run.rpc.Unfreeze(glob="0.bias"),
+        lambda run, chance: run.rpc.GetRunStatus(),
+    ]
+    with running() as run:
+        errors: list[BaseException] = []
+
+        def control(seed: int) -> None:
+            chance = random.Random(seed)
+            try:
+                for _ in range(120):
+                    chance.choice(acts)(run, chance)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=control, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT * 2)
+        assert not errors
+        assert not any(thread.is_alive() for thread in threads)
+        run.rpc.ClearBreaks()
+        run.rpc.Resume()
+        assert run.goes_on(run.scope.step_count)
+        assert run.scope._backend._safepoint.control is None
+        assert len(run.scope._backend._leases) == 0

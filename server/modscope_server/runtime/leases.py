@@ -160,10 +160,11 @@ class Leases:
 
     def _keep_time(self) -> None:
         if self._timer is None:
-            self._timer = threading.Thread(target=self._watch, name="modscope-leases", daemon=True)
+            timer = threading.Thread(target=self._watch, name="modscope-leases", daemon=True)
             # As the interpreter exits no thread can be started; whoever is held looks by itself then.
             with contextlib.suppress(RuntimeError):
-                self._timer.start()
+                timer.start()
+                self._timer = timer
         self._changed.notify_all()
 
     def _watch(self) -> None:
