@@ -26,25 +26,27 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from modscope.v1 import tensor_pb2 as modscope_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17modscope/v1/event.proto\x12\x0bmodscope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18modscope/v1/tensor.proto\"*\n\tHistogram\x12\r\n\x05\x65\x64ges\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x03\"\x9d\x02\n\tValueInfo\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.modscope.v1.Role\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x12\n\x05\x64type\x18\x04 \x01(\tH\x00\x88\x01\x01\x12&\n\x05stats\x18\x05 \x01(\x0b\x32\x12.modscope.v1.StatsH\x01\x88\x01\x01\x12.\n\thistogram\x18\x06 \x01(\x0b\x32\x16.modscope.v1.HistogramH\x02\x88\x01\x01\x12,\n\x06tensor\x18\x07 \x01(\x0b\x32\x17.modscope.v1.TensorSpecH\x03\x88\x01\x01\x12\x0c\n\x04note\x18\x08 \x01(\tB\x08\n\x06_dtypeB\x08\n\x06_statsB\x0c\n\n_histogramB\t\n\x07_tensor\"\x88\x02\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04type\x18\x05 \x01(\t\x12#\n\x04hook\x18\x06 \x01(\x0e\x32\x15.modscope.v1.HookKind\x12\x0c\n\x04\x63\x61ll\x18\x07 \x01(\x03\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06values\x18\t \x03(\x0b\x32\x16.modscope.v1.ValueInfo\x12\x0f\n\x07\x64ropped\x18\n \x01(\x03\x12\x10\n\x08raw_path\x18\x0b \x01(\t\x12\x11\n\trecompute\x18\x0c \x01(\x08*\x8b\x01\n\x08HookKind\x12\x19\n\x15HOOK_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15HOOK_KIND_FORWARD_PRE\x10\x01\x12\x15\n\x11HOOK_KIND_FORWARD\x10\x02\x12\x1a\n\x16HOOK_KIND_BACKWARD_PRE\x10\x03\x12\x16\n\x12HOOK_KIND_BACKWARD\x10\x04*r\n\x07Payload\x12\x17\n\x13PAYLOAD_UNSPECIFIED\x10\x00\x12\x10\n\x0cPAYLOAD_NONE\x10\x01\x12\x11\n\rPAYLOAD_STATS\x10\x02\x12\x15\n\x11PAYLOAD_HISTOGRAM\x10\x03\x12\x12\n\x0ePAYLOAD_TENSOR\x10\x04*X\n\x08Overflow\x12\x18\n\x14OVERFLOW_UNSPECIFIED\x10\x00\x12\x18\n\x14OVERFLOW_DROP_OLDEST\x10\x01\x12\x18\n\x14OVERFLOW_DROP_NEWEST\x10\x02*h\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_INPUT\x10\x01\x12\x0f\n\x0bROLE_OUTPUT\x10\x02\x12\x13\n\x0fROLE_GRAD_INPUT\x10\x03\x12\x14\n\x10ROLE_GRAD_OUTPUT\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17modscope/v1/event.proto\x12\x0bmodscope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18modscope/v1/tensor.proto\"*\n\tHistogram\x12\r\n\x05\x65\x64ges\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x03\"B\n\x06Sample\x12\x10\n\x08\x65lements\x18\x01 \x01(\x03\x12\x17\n\nmean_error\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_mean_error\"\xd2\x02\n\tValueInfo\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.modscope.v1.Role\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x12\n\x05\x64type\x18\x04 \x01(\tH\x00\x88\x01\x01\x12&\n\x05stats\x18\x05 \x01(\x0b\x32\x12.modscope.v1.StatsH\x01\x88\x01\x01\x12.\n\thistogram\x18\x06 \x01(\x0b\x32\x16.modscope.v1.HistogramH\x02\x88\x01\x01\x12,\n\x06tensor\x18\x07 \x01(\x0b\x32\x17.modscope.v1.TensorSpecH\x03\x88\x01\x01\x12\x0c\n\x04note\x18\x08 \x01(\t\x12(\n\x06sample\x18\t \x01(\x0b\x32\x13.modscope.v1.SampleH\x04\x88\x01\x01\x42\x08\n\x06_dtypeB\x08\n\x06_statsB\x0c\n\n_histogramB\t\n\x07_tensorB\t\n\x07_sample\"\x88\x02\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04type\x18\x05 \x01(\t\x12#\n\x04hook\x18\x06 \x01(\x0e\x32\x15.modscope.v1.HookKind\x12\x0c\n\x04\x63\x61ll\x18\x07 \x01(\x03\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06values\x18\t \x03(\x0b\x32\x16.modscope.v1.ValueInfo\x12\x0f\n\x07\x64ropped\x18\n \x01(\x03\x12\x10\n\x08raw_path\x18\x0b \x01(\t\x12\x11\n\trecompute\x18\x0c \x01(\x08*\x8b\x01\n\x08HookKind\x12\x19\n\x15HOOK_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15HOOK_KIND_FORWARD_PRE\x10\x01\x12\x15\n\x11HOOK_KIND_FORWARD\x10\x02\x12\x1a\n\x16HOOK_KIND_BACKWARD_PRE\x10\x03\x12\x16\n\x12HOOK_KIND_BACKWARD\x10\x04*r\n\x07Payload\x12\x17\n\x13PAYLOAD_UNSPECIFIED\x10\x00\x12\x10\n\x0cPAYLOAD_NONE\x10\x01\x12\x11\n\rPAYLOAD_STATS\x10\x02\x12\x15\n\x11PAYLOAD_HISTOGRAM\x10\x03\x12\x12\n\x0ePAYLOAD_TENSOR\x10\x04*X\n\x08Overflow\x12\x18\n\x14OVERFLOW_UNSPECIFIED\x10\x00\x12\x18\n\x14OVERFLOW_DROP_OLDEST\x10\x01\x12\x18\n\x14OVERFLOW_DROP_NEWEST\x10\x02*h\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_INPUT\x10\x01\x12\x0f\n\x0bROLE_OUTPUT\x10\x02\x12\x13\n\x0fROLE_GRAD_INPUT\x10\x03\x12\x14\n\x10ROLE_GRAD_OUTPUT\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modscope.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HOOKKIND']._serialized_start=699
-  _globals['_HOOKKIND']._serialized_end=838
-  _globals['_PAYLOAD']._serialized_start=840
-  _globals['_PAYLOAD']._serialized_end=954
-  _globals['_OVERFLOW']._serialized_start=956
-  _globals['_OVERFLOW']._serialized_end=1044
-  _globals['_ROLE']._serialized_start=1046
-  _globals['_ROLE']._serialized_end=1150
+  _globals['_HOOKKIND']._serialized_start=820
+  _globals['_HOOKKIND']._serialized_end=959
+  _globals['_PAYLOAD']._serialized_start=961
+  _globals['_PAYLOAD']._serialized_end=1075
+  _globals['_OVERFLOW']._serialized_start=1077
+  _globals['_OVERFLOW']._serialized_end=1165
+  _globals['_ROLE']._serialized_start=1167
+  _globals['_ROLE']._serialized_end=1271
   _globals['_HISTOGRAM']._serialized_start=99
   _globals['_HISTOGRAM']._serialized_end=141
-  _globals['_VALUEINFO']._serialized_start=144
-  _globals['_VALUEINFO']._serialized_end=429
-  _globals['_EVENT']._serialized_start=432
-  _globals['_EVENT']._serialized_end=696
+  _globals['_SAMPLE']._serialized_start=143
+  _globals['_SAMPLE']._serialized_end=209
+  _globals['_VALUEINFO']._serialized_start=212
+  _globals['_VALUEINFO']._serialized_end=550
+  _globals['_EVENT']._serialized_start=553
+  _globals['_EVENT']._serialized_end=817
 # @@protoc_insertion_point(module_scope)

@@ -143,7 +143,7 @@ Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
 class Histogram(_message.Message):
-    """Counts of elements between edges."""
+    """Counts of elements between edges. They adapt: narrow around the mean, a quarter of an octave each further out."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,11 +151,13 @@ class Histogram(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Bucket edges, ascending, one more than there are counts."""
+        """Bucket edges, ascending, one more than there are counts; the first is the least element, the last the largest.
+        Where all elements are equal both are that element.
+        """
 
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Finite elements in each bucket; the last includes its right edge."""
+        """Finite elements in each bucket. An element on an inner edge, to within rounding, may count on either side."""
 
     def __init__(
         self,
@@ -172,6 +174,34 @@ class Histogram(_message.Message):
 Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
 
 @_typing.final
+class Sample(_message.Message):
+    """Says that the statistics and the histogram of a value, counts included, are those of some of its elements."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ELEMENTS_FIELD_NUMBER: _builtins.int
+    MEAN_ERROR_FIELD_NUMBER: _builtins.int
+    elements: _builtins.int
+    """Elements that were looked at, nan and inf included, evenly spread over the tensor."""
+    mean_error: _builtins.float
+    """Standard error of the mean; absent where there is no mean, and for fewer than two elements."""
+    def __init__(
+        self,
+        *,
+        elements: _builtins.int = ...,
+        mean_error: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_error", b"_mean_error", "mean_error", b"mean_error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_error", b"_mean_error", "elements", b"elements", "mean_error", b"mean_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mean_error: _TypeAlias = _typing.Literal["mean_error"]  # noqa: Y015
+    _WhichOneofArgType__mean_error: _TypeAlias = _typing.Literal["_mean_error", b"_mean_error"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_error) -> _WhichOneofReturnType__mean_error | None: ...
+
+Global___Sample: _TypeAlias = Sample  # noqa: Y015
+
+@_typing.final
 class ValueInfo(_message.Message):
     """One value that a hook saw."""
 
@@ -185,6 +215,7 @@ class ValueInfo(_message.Message):
     HISTOGRAM_FIELD_NUMBER: _builtins.int
     TENSOR_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """What it is to the module."""
     key: _builtins.str
@@ -209,6 +240,10 @@ class ValueInfo(_message.Message):
     def tensor(self) -> _tensor_pb2.TensorSpec:
         """Tensor payload: its dtype, shape and length; the bytes follow in the stream."""
 
+    @_builtins.property
+    def sample(self) -> Global___Sample:
+        """How the elements were sampled; absent where all were looked at."""
+
     def __init__(
         self,
         *,
@@ -220,15 +255,18 @@ class ValueInfo(_message.Message):
         histogram: Global___Histogram | None = ...,
         tensor: _tensor_pb2.TensorSpec | None = ...,
         note: _builtins.str = ...,
+        sample: Global___Sample | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_histogram", b"_histogram", "_stats", b"_stats", "_tensor", b"_tensor", "dtype", b"dtype", "histogram", b"histogram", "stats", b"stats", "tensor", b"tensor"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_histogram", b"_histogram", "_sample", b"_sample", "_stats", b"_stats", "_tensor", b"_tensor", "dtype", b"dtype", "histogram", b"histogram", "sample", b"sample", "stats", b"stats", "tensor", b"tensor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_histogram", b"_histogram", "_stats", b"_stats", "_tensor", b"_tensor", "dtype", b"dtype", "histogram", b"histogram", "key", b"key", "note", b"note", "role", b"role", "shape", b"shape", "stats", b"stats", "tensor", b"tensor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_histogram", b"_histogram", "_sample", b"_sample", "_stats", b"_stats", "_tensor", b"_tensor", "dtype", b"dtype", "histogram", b"histogram", "key", b"key", "note", b"note", "role", b"role", "sample", b"sample", "shape", b"shape", "stats", b"stats", "tensor", b"tensor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dtype: _TypeAlias = _typing.Literal["dtype"]  # noqa: Y015
     _WhichOneofArgType__dtype: _TypeAlias = _typing.Literal["_dtype", b"_dtype"]  # noqa: Y015
     _WhichOneofReturnType__histogram: _TypeAlias = _typing.Literal["histogram"]  # noqa: Y015
     _WhichOneofArgType__histogram: _TypeAlias = _typing.Literal["_histogram", b"_histogram"]  # noqa: Y015
+    _WhichOneofReturnType__sample: _TypeAlias = _typing.Literal["sample"]  # noqa: Y015
+    _WhichOneofArgType__sample: _TypeAlias = _typing.Literal["_sample", b"_sample"]  # noqa: Y015
     _WhichOneofReturnType__stats: _TypeAlias = _typing.Literal["stats"]  # noqa: Y015
     _WhichOneofArgType__stats: _TypeAlias = _typing.Literal["_stats", b"_stats"]  # noqa: Y015
     _WhichOneofReturnType__tensor: _TypeAlias = _typing.Literal["tensor"]  # noqa: Y015
@@ -237,6 +275,8 @@ class ValueInfo(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dtype) -> _WhichOneofReturnType__dtype | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__histogram) -> _WhichOneofReturnType__histogram | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample) -> _WhichOneofReturnType__sample | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stats) -> _WhichOneofReturnType__stats | None: ...
     @_typing.overload

@@ -34,6 +34,7 @@ class WatchRequest(_message.Message):
     EVERY_FIELD_NUMBER: _builtins.int
     OVERFLOW_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     glob: _builtins.str
@@ -48,6 +49,8 @@ class WatchRequest(_message.Message):
     """What gives way when the queue is full."""
     queue: _builtins.int
     """Bound of the queue in events; 0 leaves it to the server."""
+    sample: _builtins.int
+    """Statistics and histograms look at no more than so many elements of a tensor; 0 means at all."""
     @_builtins.property
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.HookKind.ValueType]:
         """Kinds of hook; empty means forward."""
@@ -63,10 +66,11 @@ class WatchRequest(_message.Message):
         every: _builtins.int = ...,
         overflow: _event_pb2.Overflow.ValueType = ...,
         queue: _builtins.int = ...,
+        sample: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "glob", b"glob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "every", b"every", "glob", b"glob", "hooks", b"hooks", "model", b"model", "overflow", b"overflow", "payload", b"payload", "queue", b"queue", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "every", b"every", "glob", b"glob", "hooks", b"hooks", "model", b"model", "overflow", b"overflow", "payload", b"payload", "queue", b"queue", "sample", b"sample", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__glob: _TypeAlias = _typing.Literal["glob"]  # noqa: Y015
     _WhichOneofArgType__glob: _TypeAlias = _typing.Literal["_glob", b"_glob"]  # noqa: Y015
