@@ -193,8 +193,10 @@ def test_of_two_that_are_one_the_first_holds() -> None:
         torch.zeros(0, 3, dtype=torch.int64),
         torch.arange(6.0).reshape(2, 3).t(),
         torch.tensor([1 + 2j]).conj(),
+        torch.tensor(1.5).expand(1, 1),
+        torch.tensor(1.5).expand(3, 2),
     ],
-    ids=["plain", "scalar", "empty", "strided", "conjugate"],
+    ids=["plain", "scalar", "empty", "strided", "conjugate", "expanded to one", "expanded"],
 )
 def test_digests_are_those_of_the_contract(tensor: torch.Tensor) -> None:
     memento = Memento()
@@ -202,6 +204,22 @@ def test_digests_are_those_of_the_contract(tensor: torch.Tensor) -> None:
     data = to_data(copy.deepcopy(tensor))
     text = data.dtype.encode() + str(list(data.shape)).encode() + bytes(data.data)
     assert memento.digests() == {"t": f"sha256:{hashlib.sha256(text).hexdigest()}"}
+
+
+def test_present_values_are_copied_unless_they_are_known() -> None:
+    weight, bias, whole = torch.zeros(2), torch.zeros(2), torch.zeros(4)
+    left, right = whole[:2], whole[1:3]
+    memento = Memento()
+    for path, tensor in {"weight": weight, "bias": bias, "left": left, "right": right}.items():
+        memento.keep_tensor(path, tensor)
+    known = memento.ids({"weight": torch.ones(2), "left": torch.ones(2), "elsewhere": torch.ones(2)})
+    assert (known[id(weight)] is None, known[id(bias)] is None) == (False, True)
+    values = memento.values_now(known)
+    assert {path: value.tolist() for path, value in values.items()} == {
+        "weight": [1.0, 1.0], "bias": [0.0, 0.0], "left": [0.0, 0.0], "right": [0.0, 0.0],
+    }  # fmt: skip
+    bias.fill_(2.0)
+    assert values["bias"].tolist() == [0.0, 0.0]
 
 
 def test_a_sparse_tensor_is_kept_and_has_no_digest() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 from modscope_server.inspection.memento import Memento
 
@@ -26,6 +28,8 @@ class Change:
     """Does it and gives notes for the caller; where it raises, the memento is put back."""
     remark: Callable[[Mapping[str, str]], tuple[str, ...]] = _nothing
     """Gives notes that need the digests of before, which are known only after the safe point."""
+    known: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By path, values that it is sure to leave: of them the loop need not wait for a copy."""
 
 
 Plan = Callable[[], Change]

@@ -118,7 +118,7 @@ def plan_write(root: nn.Module, path: str, source: torch.Tensor) -> Change:
         write_checked(located, source)
         return ()
 
-    return Change((located.path,), memento, apply)
+    return Change((located.path,), memento, apply, known={located.path: source})
 
 
 def overlaps_itself(t: torch.Tensor) -> bool:

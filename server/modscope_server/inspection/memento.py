@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -168,18 +169,45 @@ class Memento:
         value = self._kept.get(("value", id(tensor)))
         return isinstance(value, kept.Value) and value.differs()
 
-    def values_now(self) -> dict[str, torch.Tensor]:
-        """Copies of the present values of the tensors whose values are kept, by path."""
-        copies = {id(one.tensor): one.again().copy for one in self._paths.values()}
-        return {path: copies[id(one.tensor)] for path, one in self._paths.items()}
+    @property
+    def values(self) -> dict[str, torch.Tensor]:
+        """The kept values by path."""
+        return {path: one.copy for path, one in self._paths.items()}
+
+    def values_now(self, known: Mapping[int, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """The present values, by path, of what is kept: copies, but for those known by id of the tensor.
+
+        What shares memory with another tensor of them is copied all the same.
+        """
+        tensors = {id(one.tensor): one for one in self._paths.values()}
+        memory = Counter(_memory(one.tensor) for one in tensors.values())
+        values = {}
+        for key, one in tensors.items():
+            value = known.get(key) if memory[_memory(one.tensor)] == 1 else None
+            values[key] = one.again().copy if value is None else value
+        return {path: values[id(one.tensor)] for path, one in self._paths.items()}
+
+    def ids(self, known: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor | None]:
+        """What is known of each tensor whose value is kept, by its id; None where nothing is."""
+        found: dict[int, torch.Tensor | None] = {id(one.tensor): None for one in self._paths.values()}
+        for path, value in known.items():
+            if path in self._paths:
+                found[id(self._paths[path].tensor)] = value
+        return found
 
     def digests(self) -> dict[str, str]:
         """Digests of the kept values by path; what has no plain bytes has none. Off the training thread."""
-        return digests({path: one.copy for path, one in self._paths.items()})
+        return digests(self.values)
 
     def _add(self, key: Hashable, one: Any) -> Any:
         self._kept[key] = one
         return one
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Where its elements lie; of one that is not strided, something of its own."""
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    return tensor.untyped_storage().data_ptr() if strided else -id(tensor)
 
 
 def digests(values: dict[str, torch.Tensor]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -35,11 +36,14 @@ def plan_load(
     """
     load = prepare_load(root, given, strict, plan)
     names = [name for key, name in load.plan.names.items() if key in given]
-    memento = Memento()
-    for name in names:
-        found = tensor_at(root, name)
-        if found is not None:
-            memento.keep_tensor(name, found.tensor)
+    memento, known = Memento(), {}
+    found = {name: place.tensor for name in names if (place := tensor_at(root, name)) is not None}
+    times = Counter(map(id, found.values()))
+    for name, tensor in found.items():
+        memento.keep_tensor(name, tensor)
+        # Of a tensor with two keys the value that is loaded last stays.
+        if times[id(tensor)] == 1 and not load.plan.custom and tensor.shape == load.state[name].shape:
+            known[name] = load.state[name]
     if load.plan.custom:
         for one in (*located_parameters(root), *located_buffers(root)):
             memento.keep_tensor(one.path, one.tensor)
@@ -48,4 +52,4 @@ def plan_load(
         report.missing, report.unexpected = apply_load(root, load, strict)
         return ()
 
-    return Change(tuple(names), memento, apply)
+    return Change(tuple(names), memento, apply, known=known)

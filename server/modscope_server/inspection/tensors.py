@@ -202,8 +202,11 @@ def plain_data(t: torch.Tensor) -> TensorData | None:
         return None
     if not _is_simple(t) or not t.numel():
         return to_data(t)
-    data = byte_view(t.detach().reshape(-1).view(torch.uint8))
-    return TensorData(dtype_name(t), tuple(t.shape), data)
+    flat = t.detach().reshape(-1)
+    if flat.stride(0) != 1:
+        # A single element may have any stride.
+        return to_data(t)
+    return TensorData(dtype_name(t), tuple(t.shape), byte_view(flat.view(torch.uint8)))
 
 
 def byte_view(t: torch.Tensor) -> memoryview:

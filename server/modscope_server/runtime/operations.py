@@ -113,6 +113,7 @@ class Operations:
     def _act(self, entry: Entry, plans: Sequence[Plan], *, dry_run: bool) -> _Outcome:
         """What runs at the safe point."""
         outcome = _Outcome(entry, Memento(), [], [])
+        known: dict[int, torch.Tensor | None] = {}
         change: Change | None = None
         try:
             for position, plan in enumerate(plans):
@@ -120,6 +121,7 @@ class Operations:
                 change = plan()
                 outcome.memento.absorb(change.memento)
                 outcome.remarks.append(change.remark)
+                known.update(change.memento.ids(change.known))
                 entry.paths = tuple(dict.fromkeys((*entry.paths, *change.paths)))
                 if not dry_run or position < len(plans) - 1:
                     outcome.notes.extend(change.apply())
@@ -130,7 +132,7 @@ class Operations:
                 self._ledger.name(entry)
             else:
                 outcome.memento.settle()
-                outcome.after = outcome.memento.values_now()
+                outcome.after = outcome.memento.values_now(known)
                 self._enter(outcome)
         except BaseException as error:
             outcome.memento.roll_back()

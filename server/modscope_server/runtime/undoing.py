@@ -40,7 +40,7 @@ def plan_undo(ledger: Ledger, entry: Entry, registered: Registered) -> Change:
             _clear_gradient(tensor, groups)
         return ()
 
-    return Change(entry.paths, now, apply, lambda before: _moved(entry, before))
+    return Change(entry.paths, now, apply, lambda before: _moved(entry, before), memento.values)
 
 
 def _obstacle(memento: Memento, registered: Registered) -> str:
