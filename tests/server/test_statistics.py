@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from modscope_server.errors import NotMaterialized
 from modscope_server.inspection import statistics as module
+from modscope_server.inspection.device_reduction import masked
 from modscope_server.inspection.records import StatsRecord
 from modscope_server.inspection.statistics import Reduction, reduce, statistics
 from tests.models import unreadable
@@ -30,7 +31,7 @@ def on_device_path(t: torch.Tensor) -> StatsRecord:
     """What a device other than the CPU computes, in chunks of 1,000."""
     if not t.numel():
         return reduce(t).resolve()
-    rows = [module._masked(module._columns(chunk)) for chunk in torch.split(module._flat(t.detach()), 1000)]
+    rows = [masked(module._columns(chunk)) for chunk in torch.split(module._flat(t.detach()), 1000)]
     return Reduction(t.numel(), t.is_complex(), torch.stack(rows)).resolve()
 
 
@@ -219,7 +220,7 @@ def test_the_device_path_asks_the_device_for_no_value() -> None:
     # A meta tensor has no values: whatever waited for one would raise.
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
         columns = module._columns(torch.empty(10, dtype=dtype, device="meta"))
-        assert module._masked(columns).shape == (10,)
+        assert masked(columns).shape == (10,)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

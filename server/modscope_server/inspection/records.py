@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 __all__ = [
+    "HistogramRecord",
     "Located",
     "LocatedTensor",
     "ModuleRecord",
     "OptimizerGroup",
     "Plain",
+    "SampleRecord",
     "StatsRecord",
     "TensorRecord",
 ]
@@ -101,6 +103,25 @@ class StatsRecord:
     zeros: int
     nan: int
     inf: int
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramRecord:
+    """Counts of the finite elements between edges."""
+
+    edges: tuple[float, ...]
+    """Ascending; one more than there are counts. From the least to the largest element."""
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRecord:
+    """Says that statistics are those of some of the elements."""
+
+    elements: int
+    """Elements that were looked at."""
+    mean_error: float | None
+    """Standard error of the mean; None where there is no mean, or one element alone."""
 
 
 @dataclass(frozen=True, slots=True)
