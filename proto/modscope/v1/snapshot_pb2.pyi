@@ -37,7 +37,7 @@ class Snapshot(_message.Message):
     name: _builtins.str
     """Its name."""
     model: _builtins.str
-    """Name of the model."""
+    """Name of the model that it was asked of; a snapshot holds all models of the run."""
     step: _builtins.int
     """step_count at which it was taken."""
     bytes: _builtins.int
