@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import modscope_server
 from modscope.v1.operation_pb2 import ChangeOptions
 from modscope_server import Limits
 from modscope_server.inspection import snapshot_files
-from tests.server.rpc import admitted, refused, serving, training_loop, until
+from tests.server.rpc import Rpc, admitted, refused, serving, training_loop, until
 
 
 def trained() -> tuple[Any, torch.optim.Optimizer]:
@@ -270,6 +271,34 @@ def test_a_snapshot_of_a_running_loop_is_of_one_step(tmp_path: Path) -> None:
                 for element in tensor.unique()
             }
             assert values == {float(saved.step)}
+
+
+def test_a_place_that_the_loop_does_not_come_to_any_more_is_named() -> None:
+    model, optimizer = trained()
+    with (
+        modscope_server.attach(model, optimizer, writable=True) as scope,
+        Rpc(scope.address, scope.token) as rpc,
+    ):
+        marks = threading.Event()
+        marks.set()
+
+        def iteration() -> None:
+            step(model, optimizer)
+            if marks.is_set():
+                scope.step()
+
+        with training_loop(iteration):
+            until(lambda: scope.step_count > 3)
+            rpc.SaveSnapshot(name="a")
+            marks.clear()
+            count = scope.step_count
+            until(lambda: scope.step_count > count + 3)
+            refusal = refused(lambda: rpc.RestoreSnapshot(name="a", timeout=1.0))
+            assert (refusal.code, refusal.reason) == ("DEADLINE_EXCEEDED", "NO_SAFE_POINT")
+            assert "taken in scope.step" in refusal.message
+            marks.set()
+            done = rpc.RestoreSnapshot(name="a").operation
+    assert not [note for note in done.notes if "was taken" in note]
 
 
 def test_who_may_do_what() -> None:

@@ -228,6 +228,23 @@ def test_running_statistics_that_were_frozen_since_thaw_and_the_other_way_round(
     assert norm in holds and not norm.training
 
 
+def test_what_lbfgs_leaves_out_comes_back() -> None:
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    run = run_of(model, [optimizer])
+    everything = image_of(run)
+    params = optimizer._params
+    optimizer._params = [param for param in params if param is not model[0].weight]
+    partly = image_of(run)
+    restored(everything, run)
+    assert optimizer._params is optimizer.param_groups[0]["params"]
+    change, _ = restored(partly, run)
+    assert len(optimizer._params) == len(params) - 1
+    assert all(param is not model[0].weight for param in optimizer._params)
+    change.memento.restore()
+    assert optimizer._params is optimizer.param_groups[0]["params"]
+
+
 def test_several_models_are_one_run() -> None:
     models: dict[str, nn.Module] = {"one": network(), "two": nn.Linear(2, 2)}
     run = run_of(models)

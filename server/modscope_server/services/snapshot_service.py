@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from modscope.v1 import snapshot_pb2
 from modscope.v1 import snapshot_service_pb2 as messages
+from modscope_server.errors import NoSafePoint
 from modscope_server.inspection.changes import Change
 from modscope_server.inspection.snapshot import Image, Run, take
 from modscope_server.inspection.snapshot_records import SnapshotRecord
@@ -81,9 +84,10 @@ class SnapshotServicer:
             def admits(place: Place | None) -> bool:
                 return place == image.place if image.place else serving.safepoint.ends_iteration(place)
 
-            operation = serving.change(
-                call, registered, "restore_snapshot", plan, request.options, admits=admits
-            )
+            with _told(image.place):
+                operation = serving.change(
+                    call, registered, "restore_snapshot", plan, request.options, admits=admits
+                )
         return messages.RestoreSnapshotResponse(operation=operation)
 
     @changes
@@ -104,6 +108,20 @@ class SnapshotServicer:
             step_count=lambda: serving.safepoint.step_count,
             set_step_count=serving.safepoint.set_step_count,
         )
+
+
+@contextmanager
+def _told(place: str | None) -> Iterator[None]:
+    """Says of a restoration that found no point for which one it waited."""
+    try:
+        yield
+    except NoSafePoint as error:
+        if place is None:
+            raise
+        raise NoSafePoint(
+            f"{error.message}; this snapshot was taken {_PLACES[place]}, and is put back there",
+            hint="give a longer --timeout, or pause the run and restore then",
+        ) from error
 
 
 def _notes(image: Image, here: Place | None) -> tuple[str, ...]:
