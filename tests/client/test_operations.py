@@ -10,8 +10,11 @@ import numpy
 import pytest
 import torch
 
+from modscope.v1 import model_pb2, model_service_pb2, operation_pb2, operation_service_pb2
+from modscope_client import ledger, rpcs
 from modscope_client.errors import FailedPrecondition, InvalidArgument, NotFound
-from tests.client.both import CLIENTS, entered, served_to, settle
+from tests.client.both import CLIENTS, entered, over, served_to, settle
+from tests.client.fake_server import serving
 from tests.client.served_net import Net, digest_of, net
 from tests.end_to_end.serving import Served, fingerprint, raw, served
 
@@ -51,6 +54,34 @@ def test_what_was_done_is_listed(kind: Any, live: Served) -> None:
         assert unknown.value.reason == "UNKNOWN_OPERATION"
 
     served_to(kind, live.scope, body)
+
+
+@BOTH
+def test_pages_are_asked_for_until_the_last(kind: Any) -> None:
+    asked: list[str] = []
+
+    def page(request: bytes, context: Any) -> Any:
+        asked.append(operation_service_pb2.ListOperationsRequest.FromString(request).page_token)
+        number = len(asked)
+        return operation_service_pb2.ListOperationsResponse(
+            operations=[operation_pb2.Operation(id=f"op-{number}")],
+            next_page_token="" if number == 3 else f"token-{number}",
+            forgotten=number,
+        )
+
+    async def body(client: Any) -> None:
+        found = await settle((await settle(client.model())).operation_list())
+        assert [operation.id for operation in found.operations] == ["op-1", "op-2", "op-3"]
+        assert found.forgotten == 3
+
+    model = model_service_pb2.GetModelResponse(model=model_pb2.ModelInfo(name="net"))
+    behaviours: dict[Any, Any] = {
+        rpcs.GET_MODEL: lambda request, context: model,
+        ledger.LIST_OPERATIONS: page,
+    }
+    with serving(behaviours) as endpoint:
+        over(kind, endpoint, body)
+    assert asked == ["", "token-1", "token-2"]
 
 
 @BOTH

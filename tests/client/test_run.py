@@ -124,13 +124,13 @@ def test_a_pause_that_does_not_come_is_withdrawn(kind: Any) -> None:
 
     async def body(client: Any) -> None:
         with pytest.raises(
-            DeadlineExceeded, match=r"0\.3 s.* withdrawn: it is at step 7, in forward"
+            DeadlineExceeded, match=r"0\.5 s.* withdrawn: it is at step 7, in forward"
         ) as over:
             await settle(client.run.pause())
         assert over.value.reason == "NO_SAFE_POINT" and "connect(timeout=...)" in over.value.hint
         assert run.calls[-1] == "resume"
 
-    tried(kind, run, body, 0.3)
+    tried(kind, run, body, 0.5)
 
 
 @BOTH
@@ -182,11 +182,11 @@ def test_steps_may_take_as_long_as_they_come(kind: Any) -> None:
     run = FakeRun()
 
     async def body(client: Any) -> None:
-        with pytest.raises(DeadlineExceeded, match=r"0\.3 s without a step; it will be after its steps"):
+        with pytest.raises(DeadlineExceeded, match=r"0\.5 s without a step; it will be after its steps"):
             await settle(client.run.step())
         assert "resume" not in run.calls
 
-    tried(kind, run, body, 0.3)
+    tried(kind, run, body, 0.5)
 
 
 @BOTH
@@ -197,6 +197,24 @@ def test_a_loop_that_ends_ends_the_wait(kind: Any) -> None:
     async def body(client: Any) -> None:
         assert (await settle(client.run.wait())).state == "no_training"
         assert (await settle(client.run.step(2))).state == "no_training"
+
+    tried(kind, run, body)
+
+
+@BOTH
+def test_a_training_that_has_not_begun_is_waited_for(kind: Any) -> None:
+    run = FakeRun()
+    run.state, run.step = ENDED, 0
+
+    def begin() -> None:
+        run.until(lambda: run.streams >= 2)
+        run.change(state=PAUSED, step=1)
+
+    async def body(client: Any) -> None:
+        waiter = threading.Thread(target=begin)
+        waiter.start()
+        assert (await settle(client.run.wait())).state == "paused"
+        waiter.join()
 
     tried(kind, run, body)
 
@@ -308,6 +326,24 @@ def test_a_lease_is_renewed_until_the_run_resumes(kind: Any) -> None:
         await reached(lambda: lease_threads() == 0)
         assert run.renewals - renewed <= 1, "one may have been on its way"
         assert (await settle(client.run.status())).notes == ("of the server",)
+
+    tried(kind, run, body)
+
+
+@BOTH
+def test_one_lease_is_renewed_once(kind: Any) -> None:
+    run = FakeRun()
+
+    def renewers() -> int:
+        tasks = sum(task.get_name() == "modscope-lease" for task in asyncio.all_tasks())
+        return tasks + lease_threads()
+
+    async def body(client: Any) -> None:
+        await settle(client.run.pause())
+        await settle(client.run.pause())
+        await reached(lambda: renewers() == 1)
+        await settle(client.run.resume())
+        await reached(lambda: renewers() == 0)
 
     tried(kind, run, body)
 

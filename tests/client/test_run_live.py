@@ -145,7 +145,7 @@ def test_without_training_nothing_is_held(kind: Any, trained: Trained) -> None:
         with pytest.raises(DeadlineExceeded):
             await settle(client.run.wait(0.1))
 
-    trained.over(kind, body, timeout=0.3)
+    trained.over(kind, body, timeout=1)
 
 
 @BOTH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,23 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
         monkeypatch.setenv("MODSCOPE_ADDRESS", scope.address)
         monkeypatch.setenv("MODSCOPE_TOKEN", scope.token)
         yield Live(model, scope, optimizer)
+
+
+@pytest.fixture
+def training(live: Live) -> Iterator[Live]:
+    """The model, trained by another thread."""
+    stop = threading.Event()
+
+    def train() -> None:
+        while not stop.wait(0.002):
+            live.step()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    yield live
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 @pytest.fixture

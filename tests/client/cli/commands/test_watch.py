@@ -7,31 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from typing import IO
 
 import pytest
 import yaml
 
 from tests.client.cli.conftest import Live, Modscope
-
-
-@pytest.fixture
-def training(live: Live) -> Iterator[Live]:
-    """The model, trained by another thread."""
-    stop = threading.Event()
-
-    def train() -> None:
-        while not stop.wait(0.002):
-            live.step()
-
-    thread = threading.Thread(target=train)
-    thread.start()
-    yield live
-    stop.set()
-    thread.join(30)
-    assert not thread.is_alive()
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
