@@ -231,22 +231,28 @@ class Boundaries:
         if id(optimizer) not in self._ours and not self._is_ours(optimizer):
             return
         activity = self.activity
-        ident = get_ident()
-        if self._turns.closed or ident == self._turns.server:
+        if not activity.alert and get_ident() == activity.ident and _backward_id() == _NO_BACKWARD:
+            self._count_update(optimizer)
+            if not activity.alert:
+                return
+        elif self._turns.closed or self._turns.server == get_ident():
             return
-        if _backward_id() != _NO_BACKWARD:
+        elif in_backward():
             self.pending.updates[id(optimizer)] = activity.moves
             self.steps.stepped_inside_backward()
             return
-        if ident != activity.ident:
+        else:
             activity.adopt()
+            self._count_update(optimizer)
+        self._turns.give_way()
+        self._after_update(optimizer)
+
+    def _count_update(self, optimizer: Optimizer) -> None:
+        activity = self.activity
         moves = activity.moves = activity.moves + 1
         activity.depth = 0
         self.pending.updates[id(optimizer)] = moves
         self.steps.optimizer_stepped(id(optimizer))
-        if activity.alert:
-            self._turns.give_way()
-            self._after_update(optimizer)
 
     def _after_update(self, optimizer: Optimizer) -> None:
         if self._control is not None:
