@@ -163,3 +163,19 @@ def test_a_value_of_an_accelerator_is_not_waited_for(monkeypatch: pytest.MonkeyP
     assert not Stream.arrived, "reporting has waited for the device"
     assert metrics.history(-1) == [Metric("loss", (Point(1, 1.5), Point(2, 3.0)))]
     assert Stream.arrived
+    Stream.arrived = False
+    metrics.report(3, {"loss": torch.tensor(4.5).as_subclass(Elsewhere)})
+    metrics.report(4, {"loss": 6.0})
+    assert [point.step for point in metrics.history(-1)[0].points] == [1, 2, 3, 4], "values keep their order"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_value_of_a_gpu_is_that_of_its_moment() -> None:
+    value = torch.ones((), device="cuda")
+    metrics = Metrics()
+    torch.cuda._sleep(100_000_000)
+    for step in range(3):
+        value.add_(1)
+        metrics.report(step, {"loss": value})
+    value.fill_(-1)
+    assert metrics.history(-1) == [Metric("loss", (Point(0, 2.0), Point(1, 3.0), Point(2, 4.0)))]

@@ -15,6 +15,7 @@ from torch import nn
 from modscope.v1 import run_pb2
 from modscope.v1.parameter_service_pb2 import WriteTensorRequest
 from modscope_server.inspection.tensors import to_data
+from modscope_server.runtime.breaks.parameters import Gradients
 from modscope_server.runtime.breaks.sources import Sources
 from modscope_server.runtime.breaks.table import BreakTable
 from modscope_server.runtime.hooks import HookManager
@@ -309,6 +310,23 @@ def test_a_break_that_fails_is_told_and_looked_at_no_more(caplog: pytest.LogCapt
     first, second = held.control.breaks()
     assert first.notes == ("it failed and is looked at no more: ValueError: no way",)
     assert (first.hits, second.hits) == (0, 1)
+    held.close()
+
+
+def test_gradients_that_cannot_be_reduced_fail_those_breaks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(3, 1)
+    held, optimizer = Held(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    held.control.add_break("grad.norm(*) >= 0", 0, "test")
+    held.control.add_break("norm(*) >= 0 and step == 4", 0, "test")
+
+    def fail(gradients: object, step: int, optimizer: object) -> None:
+        raise MemoryError("of the device")
+
+    monkeypatch.setattr(Gradients, "updated", fail)
+    iterations(held, model, optimizer, 6)
+    first, second = held.control.breaks()
+    assert first.notes == ("it failed and is looked at no more: MemoryError: of the device",)
+    assert (held.at, second.notes) == ([4], ())
     held.close()
 
 

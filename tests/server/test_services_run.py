@@ -232,6 +232,25 @@ def test_there_may_be_64_breaks() -> None:
         assert len(run.rpc.ListBreaks().breaks) == 64
 
 
+def test_hooks_of_breaks_are_watches_and_count_as_such() -> None:
+    from modscope_server import Limits
+
+    with running(start=False, limits=Limits(streams=1)) as run:
+        bare = hook_counts(run)
+        kept = run.rpc.AddBreak(expression="nan(forward:0) > 0").added
+        watched = hook_counts(run)
+        same = run.rpc.AddBreak(expression="mean(forward:0) > 0 and step > 3").added
+        assert hook_counts(run) == watched, "two breaks that look at the same have one watch"
+        refusal = refused(lambda: run.rpc.AddBreak(expression="nan(forward:0) > 0 or nan(forward:2) > 0"))
+        assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "LIMIT")
+        assert [one.id for one in run.rpc.ListBreaks().breaks] == [kept.id, same.id]
+        assert hook_counts(run) == watched
+        run.rpc.ClearBreaks(ids=[kept.id])
+        assert hook_counts(run) == watched
+        run.rpc.ClearBreaks()
+        assert hook_counts(run) == bare
+
+
 CHANGES: list[Callable[[Rpc], Any]] = [
     lambda rpc: rpc.Pause(),
     lambda rpc: rpc.Resume(),
