@@ -81,13 +81,14 @@ class _Restore:
         self._image = image
         self._kept = image.run
         self._run = run
+        self._live = {name: model_tensors(root) for name, root in run.models.items()}
         self._thaw = Thaw(image.table)
 
     def steps(self) -> Iterator[Callable[[], object]]:
         """In the order in which they are to be done: what the loop's own code puts back comes first."""
         yield from self._extras()
         for name, root in self._run.models.items():
-            yield from self._model(self._kept["models"][name], root)
+            yield from self._model(self._kept["models"][name], root, self._live[name])
         for kept, optimizer in zip(self._kept["optimizers"], self._run.all_optimizers, strict=True):
             yield from self._optimizer(kept, optimizer)
         states = decode(self._kept["random"], self._thaw, device=lambda device: "cpu")
@@ -104,9 +105,11 @@ class _Restore:
             state = decode(kept["state"], self._thaw, ways.take(), _present)
             yield lambda put=ways.put, state=state: put(state)  # type: ignore[misc]
 
-    def _model(self, kept: Json, root: nn.Module) -> Iterator[Callable[[], object]]:
+    def _model(
+        self, kept: Json, root: nn.Module, live: dict[str, torch.Tensor]
+    ) -> Iterator[Callable[[], object]]:
         done: set[int] = set()
-        for path, tensor in model_tensors(root).items():
+        for path, tensor in live.items():
             if id(tensor) not in done:
                 done.add(id(tensor))
                 yield from self._tensor(kept["tensors"][path], tensor)
@@ -209,11 +212,8 @@ class _Restore:
             return decode(entry["key"], self._thaw), _present
         of = entry["of"]
         home = kept["held"][of] if isinstance(of, int) else {"model": of[0], "path": of[1]}
-        if "tensor" in home:
-            then, param = home["tensor"], held[of]
-        else:
-            then = self._kept["models"][home["model"]]["tensors"][home["path"]]
-            param = model_tensors(self._run.models[home["model"]])[home["path"]]
+        then = home.get("tensor") or self._kept["models"][home["model"]]["tensors"][home["path"]]
+        param = held[of] if isinstance(of, int) else self._live[home["model"]][home["path"]]
         return param, lambda device: param.device if device == then["device"] else _present(device)
 
 

@@ -116,10 +116,12 @@ class Collector:
         """The rows that are copied with their whole storage: its place and its bytes."""
         found = {}
         for place, indices in self._storages.items():
+            if len(indices) < 2:
+                continue
             tensors = [self._tensors[index] for index in indices]
             size = tensors[0].untyped_storage().nbytes()
             plain = not any(tensor.is_conj() or tensor.is_neg() for tensor in tensors)
-            if len(tensors) > 1 and plain and sum(map(nbytes, tensors)) > size:
+            if plain and sum(map(nbytes, tensors)) > size:
                 found.update(dict.fromkeys(indices, (place, size)))
         return found
 
@@ -175,6 +177,8 @@ def _bytes_of_storage(tensor: torch.Tensor) -> torch.Tensor:
 
 def _order(tensor: torch.Tensor) -> list[int] | None:
     """The dimensions from the one of the largest step to that of the smallest; None for gaps or overlaps."""
+    if tensor.is_contiguous():
+        return list(range(tensor.ndim))
     stride = tensor.stride()
     order = sorted(range(tensor.ndim), key=lambda dim: (-stride[dim], dim))
     return order if tensor.permute(order).is_contiguous() else None
@@ -182,7 +186,7 @@ def _order(tensor: torch.Tensor) -> list[int] | None:
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with its dimensions as they lie in memory, so that its bytes are copied in that order."""
-    order = _order(tensor)
+    order = None if tensor.is_contiguous() else _order(tensor)
     return tensor if order is None else tensor.permute(order)
 
 

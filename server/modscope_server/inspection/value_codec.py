@@ -84,12 +84,12 @@ class Encoder:
         reason = unreadable_reason(tensor)
         if reason:
             return self._lost(name, f"a tensor that is {reason}")
-        flags = {
-            "requires_grad": tensor.requires_grad and tensor.is_leaf,
-            "parameter": isinstance(tensor, torch.nn.Parameter),
-        }
-        row = self.collector.add(tensor, name)
-        return {"is": "tensor", "row": row, **{flag: True for flag, holds in flags.items() if holds}}
+        node = {"is": "tensor", "row": self.collector.add(tensor, name)}
+        if tensor.requires_grad and tensor.is_leaf:
+            node["requires_grad"] = True
+        if isinstance(tensor, torch.nn.Parameter):
+            node["parameter"] = True
+        return node
 
     def _items(self, values: Any, name: str, depth: int) -> list[Json]:
         return [self.encode(item, f"{name}/{at}", depth + 1) for at, item in enumerate(list(values))]
