@@ -56,6 +56,7 @@ class Backend:
             undo.callback(self._place.remove)
             serving = Serving(config, registry, self._safepoint, self._hooks, scaled, extras)
             self._control, self._leases, self._metrics = serving.control, serving.leases, serving.metrics
+            self._interventions = serving.interventions
             server = self._server = Server(config, serving, self._place)
             undo.callback(server.stop)
             self.address, self.token, self.viewer_token = server.address, server.token, server.viewer_token
@@ -82,6 +83,7 @@ class Backend:
         self._control.close()
         self._leases.close()
         self._hooks.stop_all("server closed")
+        self._interventions.close()
         self._safepoint.close()
         self._server.stop()
 

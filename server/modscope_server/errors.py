@@ -4,6 +4,7 @@ ModscopeServerError
     Refusal                the caller asked for something that is not there or cannot be
         UnknownModel, UnknownPath, NoMatch
         UnknownOperation, UnknownSnapshot, UnknownLease, UnknownBreak
+        UnknownIntervention
         BadGlobError, BadExpression, BadRequest, UnknownScheme, UnknownDtype
         ShapeMismatch, DtypeMismatch, NotFinite, SchemeUnsuitable, ForwardRaised
     Precondition           the model is not in a state for it
@@ -51,6 +52,7 @@ __all__ = [
     "StaleDigest",
     "UnknownBreak",
     "UnknownDtype",
+    "UnknownIntervention",
     "UnknownLease",
     "UnknownModel",
     "UnknownOperation",
@@ -123,6 +125,12 @@ class UnknownBreak(Refusal):
     """No break has that id."""
 
     reason = "UNKNOWN_BREAK"
+
+
+class UnknownIntervention(Refusal):
+    """There was no intervention of that id, or it ended long ago."""
+
+    reason = "UNKNOWN_INTERVENTION"
 
 
 class BadGlobError(Refusal):

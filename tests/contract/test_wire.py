@@ -27,6 +27,7 @@ EXPECTED_BULK = {
     "DownloadResponse",
     "UploadRequest",
     "WatchResponse",
+    "InterveneRequest",
 }
 HOLDERS = (bytes, bytearray, memoryview)
 KEY = st.sampled_from(["", "w", "mlp.w1.weight"])

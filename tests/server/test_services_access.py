@@ -21,6 +21,7 @@ CHANGES = {
     *("WriteTensor", "Freeze", "Unfreeze", "Reinitialize", "Upload"),
     *("Undo", "Transact", "SetOptimizer", "AddToOptimizer"),
     *("SaveSnapshot", "RestoreSnapshot", "DropSnapshot"),
+    *("Intervene", "RemoveInterventions"),
     *("Pause", "Resume", "Step", "AddBreak", "ClearBreaks", "RenewLease", "ReleaseLease"),
 }
 

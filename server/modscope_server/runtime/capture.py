@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from modscope_server.runtime.bus import Draft, DraftValue
 from modscope_server.runtime.gradients import Expected, GradientCollector, identity_views
 from modscope_server.runtime.sensors import in_backward
 
-__all__ = ["KINDS", "ModuleTap", "Sink"]
+__all__ = ["KINDS", "ModuleTap", "Sink", "let_observers_follow"]
 
 KINDS = ("forward_pre", "forward", "backward_pre", "backward")
 _MOST_FAULTS = 3
@@ -83,6 +84,12 @@ class _Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def let_observers_follow(hooks: OrderedDict[int, Any]) -> None:
+    """Move taps behind the other hooks of a module, so that they see what these give."""
+    for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
+        hooks.move_to_end(key)
 
 
 class ModuleTap:

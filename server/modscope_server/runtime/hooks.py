@@ -45,10 +45,12 @@ class HookState:
     path: str
     kind: str
     owner: str
-    """"watch", "break" or "safe point"."""
+    """"watch", "break", "intervention" or "safe point"."""
     watch_ids: tuple[str, ...]
     fired: int
     last_step: int | None
+    intervention_id: str = ""
+    """Of an intervention: its id."""
 
 
 class Watch:

@@ -227,6 +227,7 @@ def hook_info(state: HookState) -> hook_service_pb2.HookInfo:
         watch_ids=state.watch_ids,
         fired=state.fired,
         last_step=state.last_step,
+        intervention_id=state.intervention_id,
     )
 
 

@@ -1,4 +1,4 @@
-"""HookService: watches as streams of events, and the hooks that stand on a model."""
+"""HookService: watches as streams of events, interventions, and the hooks that stand on a model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from modscope.wire import Frame
 from modscope_server.errors import BadRequest
 from modscope_server.runtime.bus import HookEvent, Overflow, Subscription
 from modscope_server.runtime.hooks import WatchSpec
-from modscope_server.services import convert
+from modscope_server.services import convert, interventions
+from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
 from modscope_server.services.serving import Serving
+from modscope_server.services.uploads import Uploads
 
 __all__ = ["HookServicer"]
 
@@ -60,8 +62,53 @@ class HookServicer:
         self, request: hook_service_pb2.ListHooksRequest, call: Call
     ) -> hook_service_pb2.ListHooksResponse:
         """The hooks of ours on a model."""
-        states = self._serving.hooks.listing(self._serving.registry.get(request.model))
+        registered = self._serving.registry.get(request.model)
+        states = self._serving.hooks.listing(registered)
+        states += self._serving.interventions.hook_states(registered)
         return hook_service_pb2.ListHooksResponse(hooks=map(convert.hook_info, states))
+
+    @changes
+    def intervene(
+        self, requests: Iterator[Frame[hook_service_pb2.InterveneRequest]], call: Call
+    ) -> hook_service_pb2.InterveneResponse:
+        """Take in what is asked for, then put its hooks on at a write point."""
+        with Uploads(self._serving.budget) as uploads:
+            opening = next(requests, Frame(hook_service_pb2.InterveneRequest()))
+            first = opening.header
+            registered = self._serving.registry.get(first.model)
+            seconds = interventions.lease_seconds(first)
+            interventions.announce(first.spec, uploads)
+            uploads.feed(opening.data)
+            for frame in requests:
+                uploads.feed(frame.data)
+            spec = interventions.spec(first.spec, uploads.finish())
+        made = self._serving.intervene(call, registered, spec, seconds)
+        return hook_service_pb2.InterveneResponse(
+            intervention=interventions.intervention(made.value), notes=made.notes
+        )
+
+    def list_interventions(
+        self, request: hook_service_pb2.ListInterventionsRequest, call: Call
+    ) -> hook_service_pb2.ListInterventionsResponse:
+        """Interventions, and what they do."""
+        registered = self._serving.registry.get(request.model)
+        states = self._serving.interventions.listing(registered, request.ids)
+        return hook_service_pb2.ListInterventionsResponse(
+            interventions=map(interventions.intervention, states)
+        )
+
+    @changes
+    def remove_interventions(
+        self, request: hook_service_pb2.RemoveInterventionsRequest, call: Call
+    ) -> hook_service_pb2.RemoveInterventionsResponse:
+        """End interventions."""
+        registered = self._serving.registry.get(request.model)
+        if request.all == bool(request.ids):
+            raise BadRequest("which ones?", hint="give ids, or all, and not both", field="ids")
+        states = self._serving.interventions.remove(registered, request.ids, call.who, call.caller)
+        return hook_service_pb2.RemoveInterventionsResponse(
+            interventions=map(interventions.intervention, states)
+        )
 
 
 def _spec(request: hook_service_pb2.WatchRequest) -> WatchSpec:

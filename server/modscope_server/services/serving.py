@@ -14,7 +14,10 @@ from modscope_server.inspection.changes import Plan
 from modscope_server.inspection.norm_stats import NormHolds
 from modscope_server.runtime.breaks.sources import Sources
 from modscope_server.runtime.breaks.table import BreakTable
+from modscope_server.runtime.entries import Entry
 from modscope_server.runtime.hooks import HookManager
+from modscope_server.runtime.intervention import InterventionSpec, InterventionState
+from modscope_server.runtime.interventions import Interventions
 from modscope_server.runtime.leases import Leases
 from modscope_server.runtime.ledger import Ledger
 from modscope_server.runtime.metrics import Metrics
@@ -62,6 +65,7 @@ class Serving:
         self.norm_holds = NormHolds(safepoint)
         """Layers whose running statistics are frozen."""
         self.leases = Leases()
+        self.interventions = Interventions(self.leases, safepoint)
         self.metrics = Metrics()
         sources = Sources(registry, self.metrics, hooks, lambda: safepoint.serving)
         self.control = RunControl(safepoint, BreakTable(sources), self.leases)
@@ -107,6 +111,21 @@ class Serving:
         asked = replace(options_of(call, options), admits=admits)
         entry = self.operations.carry_out(kind, registered, [plan], asked)
         return operation(entry, self.ledger)
+
+    def intervene(
+        self, call: Call, registered: Registered, spec: InterventionSpec, lease: float | None
+    ) -> Answer[InterventionState]:
+        """Make an intervention at a write point, and enter it into the ledger."""
+
+        def act() -> InterventionState:
+            made = self.interventions.add(registered, spec, call.who, lease)
+            entry = Entry("intervene", made.model, call.who, made.step, paths=made.paths)
+            entry.lost = f"it is ended by `modscope unhook {made.id}`"
+            entry.complete((), {}, {})
+            self.ledger.add(entry)
+            return made
+
+        return self.run(call, act, "write")
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:
