@@ -303,7 +303,12 @@ def _value(m: event_pb2.ValueInfo, array: types.Array | None) -> types.ValueInfo
         types.Histogram(tuple(histogram.edges), tuple(histogram.counts)) if histogram else None,
         array,
         m.note,
+        _sample(m.sample) if m.HasField("sample") else None,
     )
+
+
+def _sample(m: event_pb2.Sample) -> types.Sample:
+    return types.Sample(m.elements, m.mean_error if m.HasField("mean_error") else None)
 
 
 def spec(m: tensor_pb2.TensorSpec) -> tuple[str, tuple[int, ...], int]:

@@ -201,16 +201,18 @@ class ModelReads:
         every: int = 1,
         overflow: str = "drop_oldest",
         queue: int | None = None,
+        sample: int | None = None,
     ) -> Subscription:
         """Watch modules work: `with model.watch(...) as events: for event in events: ...`.
 
         hooks: forward_pre, forward, backward_pre, backward. payload: none, stats, histogram, tensor.
         every: only steps whose number is a multiple of it. overflow: drop_oldest or drop_newest, where
-        more than `queue` events wait.
+        more than `queue` events wait. sample: statistics and histograms look at no more than so many
+        elements of a tensor, and `ValueInfo.sample` states the error.
         """
         from modscope_client.subscription import Subscription
 
-        asked = requests.watch(self.name, glob, type, hooks, payload, every, overflow, queue)
+        asked = requests.watch(self.name, glob, type, hooks, payload, every, overflow, queue, sample)
         return Subscription(self._calls, asked)
 
     def hooks(self) -> list[HookInfo]:

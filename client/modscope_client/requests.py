@@ -207,6 +207,7 @@ def watch(
     every: int,
     overflow: str,
     queue: int | None,
+    sample: int | None = None,
 ) -> hook_service_pb2.WatchRequest:
     """Asks to watch modules."""
     kinds = [hooks] if isinstance(hooks, str) else list(hooks)
@@ -216,8 +217,8 @@ def watch(
             hint=f"choose from {', '.join(convert.HOOKS)}",
             details={"field": "hooks"},
         )
-    for name, number in (("every", every), ("queue", 1 if queue is None else queue)):
-        if number < 1:
+    for name, number in (("every", every), ("queue", queue), ("sample", sample)):
+        if number is not None and number < 1:
             raise InvalidArgument(f"{name} is {number}", hint="give at least 1", details={"field": name})
     return request(
         hook_service_pb2.WatchRequest,
@@ -229,6 +230,7 @@ def watch(
         every=every,
         overflow=convert.choice(convert.OVERFLOWS, overflow, "overflow"),
         queue=queue,
+        sample=sample,
     )
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "ParameterInfo",
     "Pause",
     "RunStatus",
+    "Sample",
     "ServerInfo",
     "Snapshot",
     "StateDictKeys",
@@ -102,12 +103,22 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts of the finite elements between edges."""
+    """Counts of the finite elements between edges, which are closest about the mean."""
 
     edges: tuple[float, ...]
-    """Ascending; one more than there are counts."""
+    """Ascending, from the least to the largest element; one more than there are counts."""
     counts: tuple[int, ...]
-    """Elements in each bucket; the last includes its right edge."""
+    """Elements in each bucket; one on an inner edge, to within rounding, may count on either side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Says that statistics and histogram, counts included, are those of some of the elements."""
+
+    elements: int
+    """Elements that were looked at, evenly spread over the tensor."""
+    mean_error: float | None
+    """Standard error of the mean; None where there is no mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +247,8 @@ class ValueInfo:
     """The whole tensor, where it was asked for."""
     note: str = ""
     """Why there is no value; "" where there is."""
+    sample: Sample | None = None
+    """How the elements were sampled; None where all were looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,7 @@ def test_an_event() -> None:
     value.shape.extend([2, 0])
     value.stats.CopyFrom(STATS)
     value.histogram.CopyFrom(event_pb2.Histogram(edges=[0, 1, 2], counts=[3, 4]))
+    value.sample.elements = 7
     wire = event_pb2.Event(
         seq=1, step=2, model="m", path="p", type="T", hook=event_pb2.HOOK_KIND_BACKWARD, call=3, time=TIME,
         values=[value, nothing], dropped=4, raw_path="module.p", recompute=True,
@@ -189,6 +190,7 @@ def test_an_event() -> None:
     first, second = record.values
     assert (first.role, first.key, first.shape, first.dtype) == ("output", "logits", (2, 0), "bfloat16")
     assert first.histogram == types.Histogram((0, 1, 2), (3, 4)) and first.array is array
+    assert first.sample == types.Sample(7, None) and second.sample is None
     assert first.stats is not None and first.stats.norm == 2
     assert (second.role, second.key, second.shape, second.dtype) == ("grad_input", "1", None, None)
     assert second.note == "in-place" and second.array is None and second.stats is None

@@ -104,6 +104,7 @@ def test_forward() -> None:
 def test_a_watch() -> None:
     assert watch().hooks == [event_pb2.HOOK_KIND_FORWARD] == watch(hooks="forward").hooks
     assert watch().queue == 0 and watch(queue=5).queue == 5
+    assert watch().sample == 0 and watch(sample=65536).sample == 65536
     assert len(watch(hooks=["forward_pre", "forward", "backward_pre", "backward"]).hooks) == 4
     for wrong in (
         {"hooks": ()},
@@ -112,6 +113,7 @@ def test_a_watch() -> None:
         {"overflow": "block"},
         {"every": 0},
         {"queue": 0},
+        {"sample": 0},
         {"every": 1 << 40},
     ):
         with pytest.raises(InvalidArgument) as refusal:

@@ -24,7 +24,7 @@ TABLE = {
         " raw_path unreadable stats persistent"
     ),
     types.Event: "seq step model path type hook call time values dropped raw_path recompute",
-    types.ValueInfo: "role key shape dtype stats histogram array note",
+    types.ValueInfo: "role key shape dtype stats histogram array note sample",
     types.Stats: "count mean std min max norm zeros nan inf",
     types.Operation: "id kind model paths step who time outcome before after undone notes"
     " request_id undoes not_undoable",

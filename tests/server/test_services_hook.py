@@ -12,7 +12,7 @@ from torch import nn
 
 import modscope_server
 from modscope.v1 import event_pb2, hook_service_pb2
-from modscope_server.inspection.statistics import statistics
+from modscope_server.inspection.statistics import reduce, statistics
 from modscope_server.inspection.tensors import to_data
 from tests.plain_models import MLP
 from tests.server.rpc import Rpc, refused, serving, until
@@ -143,6 +143,28 @@ def test_tensors_follow_their_event_in_chunks() -> None:
             assert data == bytes(to_data(tensor).data)
 
 
+def test_a_histogram_is_that_of_the_value_and_comes_with_its_statistics() -> None:
+    model = nn.Linear(30, 40)
+    x = torch.randn(50, 30)
+    with serving(model) as rpc:
+        whole, _ = armed(rpc, payload=event_pb2.PAYLOAD_HISTOGRAM)
+        part, _ = armed(rpc, payload=event_pb2.PAYLOAD_HISTOGRAM, sample=100)
+        bare, _ = armed(rpc)
+        output = model(x).detach()
+        values = [events_of(stream, 1)[0].values[0] for stream in (whole, part, bare)]
+    expected = reduce(output, histogram=True).histogram()
+    assert expected is not None
+    assert tuple(values[0].histogram.edges) == expected.edges
+    assert tuple(values[0].histogram.counts) == expected.counts
+    assert [value.HasField("histogram") for value in values] == [True, True, False]
+    assert [value.HasField("sample") for value in values] == [False, True, False]
+    sample = values[1].sample
+    assert values[1].stats.count == sum(values[1].histogram.counts) == sample.elements <= 100
+    assert sample.mean_error > 0
+    assert values[0].stats == values[2].stats
+    assert values[0].stats.norm == statistics(output).norm
+
+
 def test_none_payload_carries_shape_and_dtype_alone() -> None:
     model = nn.Linear(3, 2)
     with serving(model) as rpc:
@@ -249,7 +271,7 @@ def test_the_end_of_the_server_is_told() -> None:
         ({"queue": -1}, "BAD_REQUEST"),
         ({"hooks": [9]}, "BAD_REQUEST"),
         ({"payload": 9}, "BAD_REQUEST"),
-        ({"payload": 3}, "BAD_REQUEST"),
+        ({"sample": -1}, "BAD_REQUEST"),
         ({"overflow": 9}, "BAD_REQUEST"),
     ],
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modscope_client.cli.messages import styled
+from modscope_client.cli.sparkline import sparkline
 from modscope_client.cli.text import number, one_line, path_text, shape_text
-from modscope_client.types import Event, Stats, TensorData, ValueInfo
+from modscope_client.types import Event, Sample, Stats, TensorData, ValueInfo
 
 __all__ = ["EventLines"]
 
@@ -42,6 +43,10 @@ def _value(value: ValueInfo) -> str:
     parts = [name, shape_text(value.shape), styled(value.dtype, dim=True)]
     if value.stats is not None:
         parts.append(_stats(value.stats))
+    if value.histogram is not None:
+        parts.append(f"|{sparkline(value.histogram)}|")
+    if value.sample is not None:
+        parts.append(_sample(value.sample))
     if value.array is not None:
         parts.append(_elements(value.array))
     if value.note:
@@ -61,6 +66,11 @@ def _stats(stats: Stats) -> str:
         if (amount := getattr(stats, name))
     ]
     return "  ".join((*shown, *alarms))
+
+
+def _sample(sample: Sample) -> str:
+    error = "" if sample.mean_error is None else f", mean +- {number(sample.mean_error)}"
+    return styled(f"of {sample.elements:,} elements{error}", dim=True)
 
 
 def _elements(array: object) -> str:

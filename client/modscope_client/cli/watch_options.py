@@ -21,7 +21,14 @@ INTERRUPTED = 130
 
 _HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 _PAYLOADS = ("none", "stats", "histogram", "tensor")
-_WATCH = {"glob": "glob", "type_": "type", "hooks": "hooks", "payload": "payload", "every": "every"}
+_WATCH = {
+    "glob": "glob",
+    "type_": "type",
+    "hooks": "hooks",
+    "payload": "payload",
+    "every": "every",
+    "sample": "sample",
+}
 """What click calls an option -> what RemoteModel.watch calls it."""
 
 
@@ -68,6 +75,12 @@ def _options(glob: str | None, payload: str) -> list[Callable[[Any], Any]]:
         ),
         click.option(
             "--every", type=click.IntRange(min=1), default=1, metavar="N", help="Only steps that N divides."
+        ),
+        click.option(
+            "--sample",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Statistics of at most N elements of a tensor.  [all]",
         ),
     ]
 

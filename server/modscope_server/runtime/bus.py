@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from modscope.tensor import TensorData
-from modscope_server.inspection.records import StatsRecord
+from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
 from modscope_server.inspection.statistics import Reduction
 from modscope_server.inspection.tensors import to_data
 
@@ -23,9 +22,14 @@ __all__ = ["Counters", "Draft", "DraftValue", "HookEvent", "HookValue", "Overflo
 
 Overflow = Literal["drop_oldest", "drop_newest"]
 
+_LINGER = 0.02
+"""Seconds for which a busy stream gathers a batch."""
+_CROWD = 256
+_CROWD_BYTES = 1 << 20
+"""A batch is large enough at so many events, or bytes of tensors."""
 
-@dataclass(frozen=True)
-class DraftValue:
+
+class DraftValue(NamedTuple):
     """A value as a hook captured it: a reduction or a copy, still on the tensor's own device."""
 
     role: str
@@ -42,8 +46,7 @@ class DraftValue:
         return 0 if self.copy is None else self.copy.numel() * self.copy.element_size()
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """A firing of a hook, as it is published."""
 
     step: int
@@ -58,8 +61,7 @@ class Draft:
     values: tuple[DraftValue, ...]
 
 
-@dataclass(frozen=True)
-class HookValue:
+class HookValue(NamedTuple):
     """A value as a subscriber gets it, in host memory."""
 
     role: str
@@ -70,10 +72,11 @@ class HookValue:
     stats: StatsRecord | None
     tensor: TensorData | None
     note: str
+    histogram: HistogramRecord | None = None
+    sample: SampleRecord | None = None
 
 
-@dataclass(frozen=True)
-class HookEvent:
+class HookEvent(NamedTuple):
     """A firing of a hook, as a subscriber gets it."""
 
     seq: int
@@ -127,10 +130,15 @@ class Subscription:
         self._published = 0
         self._dropped = 0
         self._wake = threading.Event()
+        self._crowd = min(_CROWD, max(1, events // 4))
+        self._crowded = threading.Event()
 
     def publish(self, draft: Draft) -> None:
         """Queue a draft or count it as dropped. Called by hooks: holds a lock for a few instructions only."""
-        size = sum(value.size for value in draft.values)
+        size = 0
+        for value in draft.values:
+            if value.copy is not None:
+                size += value.size
         with self._mutex:
             if self.ended is not None:
                 return
@@ -147,10 +155,13 @@ class Subscription:
                 self._dropped += 1
             self._queue.append((sequence, draft, size))
             self._size += size
+            is_crowded = len(self._queue) >= self._crowd or self._size >= _CROWD_BYTES
         if not self._wake.is_set():
             self._wake.set()
+        if is_crowded and not self._crowded.is_set():
+            self._crowded.set()
 
-    def drain(self, timeout: float, limit: int = 256) -> list[HookEvent]:
+    def drain(self, timeout: float, limit: int = 512) -> list[HookEvent]:
         """Events that wait, oldest first, at most `limit`; none where `timeout` seconds bring none.
 
         Reductions and copies come over from their devices here, on the subscriber's thread.
@@ -161,9 +172,19 @@ class Subscription:
             taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
             self._size -= sum(size for _, _, size in taken)
             dropped = self._dropped
-            if not self._queue and self.ended is None:
-                self._wake.clear()
+            if self.ended is None:
+                if not self._queue:
+                    self._wake.clear()
+                if len(self._queue) < self._crowd and self._size < _CROWD_BYTES:
+                    self._crowded.clear()
         return [_event(sequence, draft, dropped) for sequence, draft, _ in taken]
+
+    def linger(self) -> None:
+        """Let a batch gather, for a moment at most: who wakes for each event stops training for each.
+
+        For a stream that has just sent something; one that was quiet sends its first event at once.
+        """
+        self._crowded.wait(_LINGER)
 
     def counters(self) -> Counters:
         """What it has seen so far."""
@@ -180,35 +201,17 @@ class Subscription:
         with self._mutex:
             self.ended = self.ended or reason
         self._wake.set()
+        self._crowded.set()
 
 
 def _event(sequence: int, draft: Draft, dropped: int) -> HookEvent:
-    return HookEvent(
-        seq=sequence,
-        step=draft.step,
-        model=draft.model,
-        path=draft.path,
-        raw_path=draft.raw_path,
-        type=draft.type,
-        hook=draft.hook,
-        call=draft.call,
-        recompute=draft.recompute,
-        time=draft.time,
-        values=_values(draft.values),
-        dropped=dropped,
-    )
+    return HookEvent(sequence, *draft[:-1], tuple(map(_value, draft.values)), dropped)
 
 
-def _values(drafts: Sequence[DraftValue]) -> tuple[HookValue, ...]:
-    return tuple(
-        HookValue(
-            role=draft.role,
-            key=draft.key,
-            shape=draft.shape,
-            dtype=draft.dtype,
-            stats=None if draft.reduction is None else draft.reduction.resolve(),
-            tensor=None if draft.copy is None else to_data(draft.copy),
-            note=draft.note,
-        )
-        for draft in drafts
-    )
+def _value(draft: DraftValue) -> HookValue:
+    role, key, shape, dtype, reduction, copy, note = draft
+    tensor = None if copy is None else to_data(copy)
+    if reduction is None:
+        return HookValue(role, key, shape, dtype, None, tensor, note)
+    stats = reduction.resolve()
+    return HookValue(role, key, shape, dtype, stats, tensor, note, reduction.histogram(), reduction.sample())

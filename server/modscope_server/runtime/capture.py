@@ -20,10 +20,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from modscope_server.inspection.statistics import reduce
-from modscope_server.inspection.tensors import dtype_name, unreadable_reason
 from modscope_server.inspection.values import named_tensors
 from modscope_server.runtime.bus import Draft, DraftValue
+from modscope_server.runtime.captured import Form, captured
 from modscope_server.runtime.gradients import Expected, GradientCollector, identity_views
 from modscope_server.runtime.sensors import in_backward
 
@@ -39,7 +38,7 @@ class Sink(Protocol):
     """A subscriber as a tap sees it."""
 
     kinds: frozenset[str]
-    payload: str
+    form: Form
     every: int
 
     def publish(self, draft: Draft) -> None: ...
@@ -107,6 +106,7 @@ class ModuleTap:
         self.raw_path = raw_path
         self.type = type(module).__name__
         self.sinks: tuple[Sink, ...] = ()
+        self._serving: dict[str, tuple[Sink, ...]] = dict.fromkeys(KINDS, ())
         self.fired = dict.fromkeys(KINDS, 0)
         self.last_step: dict[str, int] = {}
         self._step = step
@@ -122,6 +122,7 @@ class ModuleTap:
         self.sinks = tuple(sinks)
         kinds = set().union(*(sink.kinds for sink in self.sinks))
         backward = bool(kinds & {"backward_pre", "backward"})
+        self._serving = {kind: tuple(sink for sink in self.sinks if kind in sink.kinds) for kind in KINDS}
         self._keep("pre", "forward_pre" in kinds or backward)
         self._keep("post", "forward" in kinds or backward)
 
@@ -148,8 +149,10 @@ class ModuleTap:
         args, kwargs = rest if len(rest) == 2 else (rest[0], {})
         call = self._begin()
         self._calls.append(call)
-        self._publish("forward_pre", call, "input", lambda: _arguments(args, kwargs))
-        if not torch.is_grad_enabled() or not self._wanting(call, "backward_pre", "backward"):
+        sinks = self._wanting("forward_pre", call)
+        if sinks:
+            self._publish("forward_pre", call, sinks, "input", _arguments(args, kwargs))
+        if not torch.is_grad_enabled() or not self._wants_gradients(call):
             return None
         inputs = _arguments(args, kwargs)
         views: dict[int, torch.Tensor] = {}
@@ -165,8 +168,10 @@ class ModuleTap:
     def _after(self, rest: tuple[Any, ...]) -> None:
         output = rest[-1]
         call = self._calls.pop() if "pre" in self._handles and self._calls else self._begin()
-        self._publish("forward", call, "output", lambda: named_tensors(output))
-        if torch.is_grad_enabled() and self._wanting(call, "backward_pre", "backward"):
+        sinks = self._wanting("forward", call)
+        if sinks:
+            self._publish("forward", call, sinks, "output", named_tensors(output))
+        if self._wants_gradients(call) and torch.is_grad_enabled():
             outputs = named_tensors(output)
             self._await_gradients("backward_pre", call, outputs, ())
             self._await_gradients("backward", call, outputs, call.inputs)
@@ -180,7 +185,7 @@ class ModuleTap:
         inputs: Sequence[tuple[str, torch.Tensor | None, int]],
     ) -> None:
         """Have the gradients of a call's outputs, and of its inputs, published as one event."""
-        sinks = self._wanting(call, kind)
+        sinks = self._wanting(kind, call)
         if not sinks or not any(tensor is not None and tensor.requires_grad for _, tensor in outputs):
             return
         awaited: list[tuple[Expected, torch.Tensor | None]] = []
@@ -192,24 +197,22 @@ class ModuleTap:
         for key, tensor in outputs:
             differentiable = tensor is not None and tensor.requires_grad
             awaited.append((Expected("grad_output", key), tensor if differentiable else None))
-        payloads = {sink.payload for sink in sinks}
+        forms = {sink.form for sink in sinks}
         expected = [what for what, _ in awaited]
         tap = weakref.ref(self)
 
         def take(what: Expected, gradient: torch.Tensor) -> Any:
             living = tap()
-            return (
-                None if living is None else living._guarded(_capture, what.role, what.key, gradient, payloads)
-            )
+            return None if living is None else living._guarded(captured, what.role, what.key, gradient, forms)
 
         def emit(values: Sequence[Any]) -> None:
             living = tap()
             if living is not None:
-                captured = [
-                    value or _capture(what.role, what.key, None, payloads, what.note)
+                found = [
+                    value or captured(what.role, what.key, None, forms, what.note)
                     for what, value in zip(expected, values, strict=True)
                 ]
-                living._guarded(living._send, kind, call, captured)
+                living._guarded(living._send, kind, call, living._wanting(kind, call), found)
 
         collector = GradientCollector(expected, take, emit)
         for index, (_, tensor) in enumerate(awaited):
@@ -220,34 +223,37 @@ class ModuleTap:
         self,
         kind: str,
         call: _Call,
+        sinks: Sequence[Sink],
         role: str,
-        values: Callable[[], Sequence[tuple[str, torch.Tensor | None]]],
+        values: Sequence[tuple[str, torch.Tensor | None]],
     ) -> None:
-        sinks = self._wanting(call, kind)
-        if sinks:
-            payloads = {sink.payload for sink in sinks}
-            self._send(kind, call, [_capture(role, key, tensor, payloads) for key, tensor in values()])
+        forms = {sink.form for sink in sinks}
+        self._send(kind, call, sinks, [captured(role, key, tensor, forms) for key, tensor in values])
 
-    def _send(self, kind: str, call: _Call, captured: Sequence[dict[str, DraftValue]]) -> None:
+    def _send(
+        self, kind: str, call: _Call, sinks: Sequence[Sink], found: Sequence[dict[Form, DraftValue]]
+    ) -> None:
         self.fired[kind] += 1
         self.last_step[kind] = call.step
         moment = time.time()
-        drafts: dict[str, Draft] = {}
-        for sink in self._wanting(call, kind):
-            if sink.payload not in drafts:
-                drafts[sink.payload] = Draft(
-                    step=call.step,
-                    model=self.model,
-                    path=self.path,
-                    raw_path=self.raw_path,
-                    type=self.type,
-                    hook=kind,
-                    call=call.index,
-                    recompute=call.recompute,
-                    time=moment,
-                    values=tuple(value[sink.payload] for value in captured if sink.payload in value),
+        drafts: dict[Form, Draft] = {}
+        for sink in sinks:
+            form = sink.form
+            if form not in drafts:
+                values = tuple([value[form] for value in found if form in value])
+                drafts[form] = Draft(
+                    call.step,
+                    self.model,
+                    self.path,
+                    self.raw_path,
+                    self.type,
+                    kind,
+                    call.index,
+                    call.recompute,
+                    moment,
+                    values,
                 )
-            sink.publish(drafts[sink.payload])
+            sink.publish(drafts[form])
 
     def _guarded(self, act: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -269,34 +275,13 @@ class ModuleTap:
             self._counted = (step, index + 1)
         return _Call(index, step, recompute)
 
-    def _wanting(self, call: _Call, *kinds: str) -> list[Sink]:
-        return [
-            sink for sink in self.sinks if not sink.kinds.isdisjoint(kinds) and call.step % sink.every == 0
-        ]
+    def _wanting(self, kind: str, call: _Call) -> list[Sink]:
+        """The subscribers of this kind of hook that want this step."""
+        return [sink for sink in self._serving[kind] if call.step % sink.every == 0]
+
+    def _wants_gradients(self, call: _Call) -> bool:
+        return bool(self._wanting("backward_pre", call) or self._wanting("backward", call))
 
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, torch.Tensor | None]]:
     return [*named_tensors(args), *(named_tensors(kwargs) if kwargs else ())]
-
-
-def _capture(
-    role: str, key: str, tensor: torch.Tensor | None, payloads: set[str], note: str = ""
-) -> dict[str, DraftValue]:
-    """One value in the form that each payload wants, computed once for all subscribers."""
-    if tensor is None:
-        return {payload: DraftValue(role, key, note=note) for payload in payloads}
-    shape, dtype = tuple(tensor.shape), dtype_name(tensor)
-    unreadable = unreadable_reason(tensor)
-    captured = {}
-    for payload in payloads:
-        wanted = "" if unreadable else payload
-        captured[payload] = DraftValue(
-            role,
-            key,
-            shape,
-            dtype,
-            reduction=reduce(tensor.detach()) if wanted == "stats" else None,
-            copy=tensor.detach().clone() if wanted == "tensor" else None,
-            note=unreadable,
-        )
-    return captured

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -16,12 +16,13 @@ from modscope_server.inspection.selection import select_modules
 from modscope_server.inspection.structure import Located
 from modscope_server.runtime.bus import Counters, Draft, Overflow, Subscription
 from modscope_server.runtime.capture import KINDS, ModuleTap
+from modscope_server.runtime.captured import Form
 from modscope_server.runtime.registry import Registered
 from modscope_server.runtime.sensors import root_hooks
 
-__all__ = ["HookManager", "HookState", "Watch", "WatchSpec"]
+__all__ = ["HookManager", "HookState", "Payload", "Watch", "WatchSpec"]
 
-Payload = Literal["none", "stats", "tensor"]
+Payload = Literal["none", "stats", "histogram", "tensor"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class WatchSpec:
     overflow: Overflow = "drop_oldest"
     queue: int = 0
     """Bound in events; 0 means the server's."""
+    sample: int = 0
+    """Most elements of a tensor that statistics look at; 0 means all."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Watch:
 
     def __init__(self, spec: WatchSpec, subscription: Subscription, registered: Registered) -> None:
         self.kinds = frozenset(spec.kinds)
-        self.payload: str = spec.payload
+        self.form: Form = spec.payload, spec.sample
         self.every = spec.every
         self.subscription = subscription
         self.registered = registered
@@ -209,10 +212,14 @@ def _check(spec: WatchSpec) -> None:
         raise BadRequest(
             f"unknown hook kinds {unknown}", hint=f"use some of {', '.join(KINDS)}", field="hooks"
         )
-    if spec.payload not in ("none", "stats", "tensor"):
+    if spec.payload not in get_args(Payload):
         raise BadRequest(
-            f"payload {spec.payload!r} is not served", hint="use none, stats or tensor", field="payload"
+            f"payload {spec.payload!r} is not served",
+            hint=f"use one of {', '.join(get_args(Payload))}",
+            field="payload",
         )
+    if spec.sample < 0:
+        raise BadRequest(f"sample must not be negative, got {spec.sample}", field="sample")
     if spec.every < 1:
         raise BadRequest(f"every must be at least 1, got {spec.every}", field="every")
     if spec.queue < 0:

@@ -82,6 +82,17 @@ def test_hooks_payload_and_every(training: Live, modscope: Modscope) -> None:
     assert modscope("watch", "body.0", "--payload", "none", "--count", "1", "-o", "json").code == 0
 
 
+def test_histograms_and_samples(training: Live, modscope: Modscope) -> None:
+    asked = ("watch", "body.0", "--payload", "histogram", "--count", "1")
+    (line,) = modscope(*asked).lines
+    assert line.count("|") == 2 and "\u2588" in line and "elements" not in line
+    (line,) = modscope(*asked, "--sample", "5").lines
+    assert " elements, mean +- " in line
+    (value,) = json.loads(modscope(*asked, "--sample", "5", "-o", "json").lines[0])["values"]
+    assert sum(value["histogram"]["counts"]) == value["sample"]["elements"] <= 5
+    assert modscope(*asked, "--sample", "0").code == 2
+
+
 def test_it_ends_after_a_time_without_an_event(live: Live, modscope: Modscope) -> None:
     outcome = modscope("watch", "*", "--duration", "200ms")
     assert (outcome.code, outcome.out) == (0, "")

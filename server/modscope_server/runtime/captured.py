@@ -1,0 +1,76 @@
+"""One value in the form that each subscriber wants, computed once for all of them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+
+from modscope_server.inspection.statistics import Reduction, reduce
+from modscope_server.inspection.tensors import dtype_name, unreadable_reason
+from modscope_server.runtime.bus import DraftValue
+
+__all__ = ["Form", "captured"]
+
+Form: TypeAlias = "tuple[str, int]"
+"""A payload, and the most elements that its statistics look at; 0 means all."""
+
+
+def captured(
+    role: str, key: str, tensor: torch.Tensor | None, forms: Iterable[Form], note: str = ""
+) -> dict[Form, DraftValue]:
+    """The value in each of the forms; without a tensor, `note` says why."""
+    if tensor is None:
+        return {form: DraftValue(role, key, note=note) for form in forms}
+    shape, dtype = tuple(tensor.shape), dtype_name(tensor)
+    unreadable = unreadable_reason(tensor)
+    if unreadable:
+        return {form: DraftValue(role, key, shape, dtype, note=unreadable) for form in forms}
+    found = {}
+    # Histograms first: statistics come with them.
+    for form in sorted(forms):
+        payload, sample = form
+        reduction = copy = None
+        if payload == "tensor":
+            copy = tensor.detach().clone()
+        elif payload != "none":
+            reduction = _reduced(tensor, payload == "histogram", sample)
+        found[form] = DraftValue(role, key, shape, dtype, reduction, copy)
+    return found
+
+
+class _Last(threading.local):
+    """What this thread has reduced last."""
+
+    tensor: weakref.ref[torch.Tensor] | None = None
+    version = 0
+    sample = 0
+    histogram = False
+    reduction: Reduction | None = None
+
+
+_LAST = _Last()
+
+
+def _reduced(tensor: torch.Tensor, histogram: bool, sample: int) -> Reduction:
+    """The reduction of a tensor, from the hook before where that saw the same one.
+
+    A module often gives on what its last child gave, or takes what the one before gave. Whether a tensor is
+    still as it was is told as autograd tells it, by its version; a change through `.data` in between is seen
+    by neither.
+    """
+    if tensor.is_inference():
+        return reduce(tensor, histogram=histogram, sample=sample)
+    last, version = _LAST, tensor._version
+    is_known = last.tensor is not None and last.tensor() is tensor and last.version == version
+    if is_known and last.sample == sample and (last.histogram or not histogram):
+        assert last.reduction is not None
+        return last.reduction if histogram or not last.histogram else replace(last.reduction, buckets=None)
+    reduction = reduce(tensor, histogram=histogram, sample=sample)
+    last.tensor, last.version = weakref.ref(tensor), version
+    last.sample, last.histogram, last.reduction = sample, histogram, reduction
+    return reduction
