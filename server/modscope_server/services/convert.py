@@ -21,7 +21,6 @@ from modscope_server.inspection.values import (
     TensorRef,
     TupleNode,
 )
-from modscope_server.runtime.bus import HookEvent, HookValue
 from modscope_server.runtime.hooks import HookState
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "PAYLOADS",
     "buffer_info",
     "choice",
-    "event",
     "hook_info",
     "module_info",
     "node_of",
@@ -57,12 +55,6 @@ PAYLOADS: dict[str, event_pb2.Payload.ValueType] = {
 OVERFLOWS: dict[str, event_pb2.Overflow.ValueType] = {
     "drop_oldest": event_pb2.OVERFLOW_DROP_OLDEST,
     "drop_newest": event_pb2.OVERFLOW_DROP_NEWEST,
-}
-_ROLES: dict[str, event_pb2.Role.ValueType] = {
-    "input": event_pb2.ROLE_INPUT,
-    "output": event_pb2.ROLE_OUTPUT,
-    "grad_input": event_pb2.ROLE_GRAD_INPUT,
-    "grad_output": event_pb2.ROLE_GRAD_OUTPUT,
 }
 
 
@@ -185,37 +177,6 @@ def spec_from(spec: tensor_pb2.TensorSpec, field: str) -> tuple[str, tuple[int, 
         raise BadRequest(
             str(error), hint="send dtype, dtype_name and shape that agree", field=field
         ) from error
-
-
-def event(record: HookEvent) -> event_pb2.Event:
-    """One firing of a hook, without the bytes of tensors."""
-    return event_pb2.Event(
-        seq=record.seq,
-        step=record.step,
-        model=record.model,
-        path=record.path,
-        type=record.type,
-        hook=HOOK_KINDS[record.hook],
-        call=record.call,
-        time=timestamp(record.time),
-        values=[_value_info(value) for value in record.values],
-        dropped=record.dropped,
-        raw_path=record.raw_path,
-        recompute=record.recompute,
-    )
-
-
-def _value_info(value: HookValue) -> event_pb2.ValueInfo:
-    tensor = value.tensor
-    return event_pb2.ValueInfo(
-        role=_ROLES[value.role],
-        key=value.key,
-        shape=value.shape,
-        dtype=value.dtype,
-        stats=None if value.stats is None else stats(value.stats),
-        tensor=None if tensor is None else wire.spec_of(tensor.dtype, tensor.shape, len(tensor.data)),
-        note=value.note,
-    )
 
 
 def hook_info(state: HookState) -> hook_service_pb2.HookInfo:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import Literal, cast
+from collections.abc import Iterator
+from typing import cast
 
-from modscope.tensor import chunks
-from modscope.v1 import event_pb2, hook_service_pb2
+from modscope.v1 import hook_service_pb2
 from modscope.wire import Frame
 from modscope_server.errors import BadRequest
-from modscope_server.runtime.bus import HookEvent, Overflow, Subscription
-from modscope_server.runtime.hooks import WatchSpec
+from modscope_server.runtime.bus import Overflow, Subscription
+from modscope_server.runtime.hooks import Payload, WatchSpec
 from modscope_server.services import convert, interventions
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
+from modscope_server.services.events import messages
 from modscope_server.services.serving import Serving
 from modscope_server.services.uploads import Uploads
 
 __all__ = ["HookServicer"]
 
 _Response = hook_service_pb2.WatchResponse
-_BATCH_BYTES = 1 << 20
 
 
 class HookServicer:
@@ -44,8 +43,10 @@ class HookServicer:
                 events = subscription.drain(heartbeat)
                 if call.is_set():
                     return
-                yield from _messages(events)
-                if not events and not subscription.finished:
+                yield from messages(events)
+                if events:
+                    subscription.linger()
+                elif not subscription.finished:
                     yield Frame(_heartbeat(subscription, registered.step_count()))
             yield Frame(_ended(subscription))
         finally:
@@ -125,30 +126,12 @@ def _spec(request: hook_service_pb2.WatchRequest) -> WatchSpec:
         glob=request.glob if request.HasField("glob") else "*",
         type=request.type,
         kinds=tuple(kinds) or ("forward",),
-        payload=cast('Literal["none", "stats", "tensor"]', payload),
+        payload=cast("Payload", payload),
         every=request.every or 1,
         overflow=cast("Overflow", overflow),
         queue=request.queue,
+        sample=request.sample,
     )
-
-
-def _messages(events: Iterable[HookEvent]) -> Iterator[Frame[_Response]]:
-    """Events in batches; one that brings tensors ends its batch, and their bytes follow."""
-    batch: list[event_pb2.Event] = []
-    size = 0
-    for event in events:
-        message = convert.event(event)
-        batch.append(message)
-        size += message.ByteSize()
-        tensors = [value.tensor for value in event.values if value.tensor is not None]
-        if tensors or size > _BATCH_BYTES:
-            yield Frame(_Response(events=batch))
-            batch, size = [], 0
-        for tensor in tensors:
-            for chunk in chunks(tensor.data):
-                yield Frame(_Response(), chunk)
-    if batch:
-        yield Frame(_Response(events=batch))
 
 
 def _created(subscription: Subscription) -> _Response:
