@@ -68,7 +68,7 @@ class Boundaries:
     ) -> None:
         self.activity = Activity()
         self.steps = StepCounter(optimizers)
-        self.pending = PendingForwards()
+        self.pending = PendingForwards(self._backward_begins)
         self._skipping = SkippedSteps(scaler)
         self._turns = Turns(self.activity, lambda: self.steps.count, read_share)
         self._is_ours = is_ours
@@ -226,6 +226,21 @@ class Boundaries:
         if self._turns.queue and not self.steps.begun and not inside_step():
             self._turns.serve(None, grad=False, write=not self.backward_expected)
 
+    def optimizer_begins(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step: wait here for a request that found the training thread idle."""
+        if id(optimizer) not in self._ours and not self._is_ours(optimizer):
+            return
+        activity = self.activity
+        if get_ident() == activity.ident:
+            activity.moves += 1
+            if not activity.alert:
+                return
+        if self._turns.closed or self._turns.server == get_ident():
+            return
+        if not in_backward():
+            activity.adopt()
+        self._moved()
+
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped."""
         if id(optimizer) not in self._ours and not self._is_ours(optimizer):
@@ -253,6 +268,10 @@ class Boundaries:
         activity.depth = 0
         self.pending.updates[id(optimizer)] = moves
         self.steps.optimizer_stepped(id(optimizer))
+
+    def _backward_begins(self) -> None:
+        """A followed forward is back-propagated: wait here for a request that found the thread idle."""
+        self._moved()
 
     def _after_update(self, optimizer: Optimizer) -> None:
         if self._control is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ class PendingForward:
     when the graph dies unused, so does this. A hook on the tensors would cost four times as much.
     """
 
-    __slots__ = ("__weakref__", "reached")
+    __slots__ = ("__weakref__", "_tell", "reached")
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
         self.reached = False
 
     def __call__(self, gradients: tuple[torch.Tensor, ...]) -> None:
+        self._tell()
         self.reached = True
 
 
@@ -37,11 +40,15 @@ class PendingForwards:
     exactly, at about 10 us each. A forward from before that counts as pending until every optimizer has
     stepped since: a graph that is older than the step of its optimizer cannot be back-propagated any
     more. Where an optimizer steps no more, 64 forwards that were followed take the place of its step.
+
+    Args:
+        tell: called as the backward of a followed forward begins.
     """
 
-    __slots__ = ("_followed", "attention", "unfollowed", "updates")
+    __slots__ = ("_followed", "_tell", "attention", "unfollowed", "updates")
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
+        self._tell = tell
         self._followed: list[weakref.ref[PendingForward]] = []
         self.attention = 0
         """How many forwards more are followed."""
@@ -59,7 +66,7 @@ class PendingForwards:
         self.attention -= 1
         if self.attention == _ATTENTION - _FORGET_AFTER:
             self.unfollowed = 0
-        pending = PendingForward()
+        pending = PendingForward(self._tell)
         if _hook_tensors(output, pending):
             if len(self._followed) >= _PRUNE_AT:
                 self._followed = [known for known in self._followed if _waits(known)]

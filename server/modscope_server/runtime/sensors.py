@@ -1,6 +1,6 @@
 """The hooks by which the safe point learns where the training thread is.
 
-One pre- and one post-hook on each registered root, and one post-hook for all optimizers of the
+One pre- and one post-hook on each registered root, and one pair of hooks for all optimizers of the
 process, which is registered once and never removed: torch iterates over the optimizer hooks lazily,
 so removing one while a step runs would raise in the training loop.
 
@@ -18,7 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.compiler import is_dynamo_compiling
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils.hooks import RemovableHandle
 
 from modscope_server.runtime.activity import Activity
@@ -55,6 +59,7 @@ class Listener(Protocol):
 
     def forward_begins(self, module: nn.Module) -> None: ...
     def forward_ended(self, output: object) -> None: ...
+    def optimizer_begins(self, optimizer: Optimizer) -> None: ...
     def optimizer_stepped(self, optimizer: Optimizer) -> None: ...
 
 
@@ -66,6 +71,7 @@ def listen_to_optimizers(listener: Listener) -> None:
     """Tell the listener of every optimizer step in this process until `stop_listening`."""
     global _listeners, _registered
     if not _registered:
+        register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
         _registered = True
     _listeners = (*_listeners, listener)
@@ -96,6 +102,16 @@ def root_hooks(root: nn.Module) -> list[tuple[str, RootHook]]:
         for hook in list(table.values())
         if isinstance(hook, RootHook)
     ]
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if is_dynamo_compiling():
+        return
+    for listener in _listeners:
+        try:
+            listener.optimizer_begins(optimizer)
+        except Exception:
+            _report_fault()
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
