@@ -62,6 +62,9 @@ class Thin:
             link(distribution, site)
         for name in PACKAGES:
             (site / name).symlink_to(next(iter(importlib.import_module(name).__path__)))
+        points = importlib.metadata.distribution("modscope").read_text("entry_points.txt")
+        (site / "modscope-0.dist-info").mkdir()
+        (site / "modscope-0.dist-info" / "entry_points.txt").write_text(str(points))
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Runs its Python; variables of ours that are not in `settings` are as in this process."""
@@ -186,7 +189,7 @@ CHANGES = {
 }
 """Verbs that change the model, each of which prints its Operation."""
 
-ELSEWHERE = {"forward", "watch", "completion", "snapshot"}
+ELSEWHERE = {"forward", "watch", "export", "completion", "snapshot"}
 
 
 def test_every_verb_is_tried_here() -> None:
@@ -282,6 +285,17 @@ def test_watch_streams_what_training_does(thin: Thin, job: Job) -> None:
     assert watcher.returncode == 0, said
     events = [json.loads(line) for line in printed.splitlines()]
     assert [(event["path"], event["hook"]) for event in events] == [("0", "forward")] * 3
+
+
+def test_export_without_an_extra(thin: Thin, job: Job, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    done = verb(thin, job, "export", "jsonl", str(file), "0", "--duration", "100ms")
+    assert done.returncode == 0, done.stderr
+    assert file.exists()
+    for name, arguments in {"tensorboard": [str(tmp_path)], "prometheus": ["--port", "0"]}.items():
+        done = verb(thin, job, "export", name, *arguments)
+        assert done.returncode == 5, done.stderr
+        assert f"pip install 'modscope[{name}]'" in done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -45,6 +45,7 @@ VERBS: dict[str, dict[str, str]] = {
     "Run": {
         "forward": "Run the model on your input.",
         "watch": "Stream what modules see and give while they work.",
+        "export": "Feed a monitoring tool from a watch.",
         "hooks": "List the hooks that modscope has put on a model.",
         "run": "Tell what the training run does; pause it, step it, set breaks.",
     },

@@ -121,6 +121,7 @@ def test_help_of_a_verb_has_examples_and_opens_as_the_list_says(verb: str, modsc
     ("group", "verbs"),
     [
         ("state", "keys save load"),
+        ("export", "tensorboard prometheus jsonl"),
         ("optim", "set add"),
         ("snapshot", "save list restore drop"),
         ("run", "status pause resume step break breaks clear wait"),

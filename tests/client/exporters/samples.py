@@ -1,0 +1,81 @@
+"""Events whose every number is known, and what a watch tells of itself."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modscope_client.sinks import Metrics
+from modscope_client.types import Event, Histogram, Metric, MetricPoint, Stats, ValueInfo, WatchCounters
+
+__all__ = ["METRICS", "Armed", "compare", "event", "events", "stats"]
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "exporters"
+
+
+@dataclass(frozen=True)
+class Armed:
+    """A watch that is armed."""
+
+    step: int = 0
+    paths: tuple[str, ...] = ("mlp.w1",)
+    notes: tuple[str, ...] = ()
+    counters: WatchCounters = field(default_factory=lambda: WatchCounters(0, 0, 0, 0))
+
+
+def stats(mean: float | None = 0.5, **more: float | None) -> Stats:
+    """Of four elements: two that are finite, one nan, one infinite."""
+    known = {"std": 0.25, "min": 0.25, "max": 0.75, "norm": 0.75, **more}
+    return Stats(count=4, mean=mean, zeros=0, nan=1, inf=1, **known)  # type: ignore[arg-type]
+
+
+def event(seq: int = 0, path: str = "mlp.w1", hook: str = "forward", **more: object) -> Event:
+    """A forward of one module, whose output is bare."""
+    values = [ValueInfo("output", "", (4,), "float32", stats())]
+    given: dict[str, Any] = {"call": 0, "values": values, "step": seq, **more}
+    return Event(
+        seq=seq, model="gpt", path=path, type="Linear", hook=hook, time=1e9 + seq, dropped=0, **given
+    )
+
+
+def events() -> list[Event]:
+    """One of each kind that names differ by."""
+    wide = ValueInfo("output", "logits", (2, 2), "float32", stats(), Histogram((0.0, 0.5, 1.0), (1, 1)))
+    empty = ValueInfo("output", "", (0,), "float32", Stats(0, None, None, None, None, None, 0, 0, 0))
+    none = ValueInfo("output", "past", None, None)
+    gradients = [
+        ValueInfo("grad_output", "0", (4,), "float32", stats(std=None)),
+        ValueInfo("grad_input", "", (4,), "float32", stats(mean=math.inf)),
+    ]
+    return [
+        event(0),
+        event(1, path="", values=[wide, none]),
+        event(2, path="block.0.odd name:é", values=[empty]),
+        event(3, call=2, step=1),
+        event(4, recompute=True, step=1),
+        event(5, hook="backward", values=gradients, step=2),
+        event(6, hook="forward_pre", values=[ValueInfo("input", "x", (4,), "float32", stats())]),
+    ]
+
+
+METRICS = Metrics(
+    model="gpt",
+    connected=True,
+    reconnects=1,
+    published=9,
+    dropped=2,
+    step=7,
+    reported=(Metric("loss", (MetricPoint(5, 0.75), MetricPoint(6, 0.5))), Metric("lr", ())),
+)
+
+
+def compare(name: str, text: str) -> None:
+    """A text with the golden file of that name; MODSCOPE_UPDATE_GOLDEN=1 writes the file instead."""
+    file = GOLDEN / name
+    if os.environ.get("MODSCOPE_UPDATE_GOLDEN"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8")
