@@ -126,7 +126,7 @@ def test_another_process_goes_on_from_a_directory_bit_for_bit(kind: str, tmp_pat
     (first,) = passes(loop.losses)
     with another_process(kind, seed=99) as (client, process):
         model = client.model()
-        until(lambda: client.models()[0].step > 3, "steps of its own")
+        until(lambda: client.models()[0].step > snapshot.step + STEPS, "steps of its own")
         model.restore_snapshot("handed-over", str(tmp_path))
         until(lambda: client.models()[0].step > snapshot.step + STEPS, "the second pass")
         process.stdin.write("stop\n")
