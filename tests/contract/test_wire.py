@@ -26,6 +26,7 @@ EXPECTED_BULK = {
     "WriteTensorRequest",
     "DownloadResponse",
     "UploadRequest",
+    "TransactRequest",
     "WatchResponse",
     "InterveneRequest",
 }
