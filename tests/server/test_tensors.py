@@ -20,6 +20,7 @@ from modscope_server.inspection.tensors import (
     dtype_named,
     from_data,
     nbytes,
+    plain_data,
     snapshot,
     to_data,
     unreadable_reason,
@@ -210,3 +211,19 @@ def test_the_contracts_dtypes_are_torchs() -> None:
         assert dtype_named(name).itemsize == info.size
         assert dtype_name(torch.empty(0, dtype=getattr(torch, name))) == name
     assert set(tensors._CARRIERS) == {dtype.itemsize for dtype in tensors._DTYPES.values()}
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1), (1, 3)])
+def test_a_size_of_one_may_have_any_stride(shape: tuple[int, ...]) -> None:
+    base = torch.arange(3.0)[: max(shape)]
+    turned = base.as_strided(shape, [7 if size == 1 else 1 for size in shape])
+    alone = torch.tensor(2.0).expand(1)
+    for tensor in (turned, alone):
+        expected = tensor.clone(memory_format=torch.contiguous_format).numpy().tobytes()
+        assert bytes(snapshot(tensor).numpy()) == expected
+        assert bytes(to_data(tensor).data) == expected
+        shared = plain_data(tensor)
+        assert shared is not None
+        assert bytes(shared.data) == expected
+        out = torch.empty(tensor.nbytes, dtype=torch.uint8)
+        assert bytes(snapshot(tensor, out).numpy()) == expected

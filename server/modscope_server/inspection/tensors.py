@@ -151,7 +151,7 @@ def snapshot(t: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     if reason:
         raise NotMaterialized(f"this tensor cannot be read: it is {reason}", hint=_hint_for(reason))
     if out is None and _is_simple(t):
-        return t.detach().reshape(-1).view(torch.uint8).clone()
+        return _bytes_of(t.detach()).clone()
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         source = t.detach().resolve_conj().resolve_neg()
         carrier = _CARRIERS[t.itemsize]
@@ -159,14 +159,23 @@ def snapshot(t: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         if out is None:
             fresh = torch.empty(source.shape, dtype=carrier, device="cpu")
             fresh.copy_(source)
-            return fresh.reshape(-1).view(torch.uint8)
+            return _bytes_of(fresh)
         if out.numel() != nbytes(t):
             raise ValueError(f"the tensor has {nbytes(t)} bytes, the place for them {out.numel()}")
         if source.is_contiguous() or out.data_ptr() % t.itemsize or out.storage_offset() % t.itemsize:
-            out.copy_(source.contiguous().reshape(-1).view(torch.uint8))
+            out.copy_(_bytes_of(source.contiguous()))
         else:
             out.view(carrier).view(source.shape).copy_(source)
         return out
+
+
+def _bytes_of(t: torch.Tensor) -> torch.Tensor:
+    """The bytes of a contiguous tensor, not copied: uint8, 1-d."""
+    flat = t.reshape(-1)
+    if flat.numel() == 1 and flat.stride(0) != 1:
+        # One element may have any stride, and torch asks for 1 where it is seen as bytes.
+        flat = flat.as_strided((1,), (1,))
+    return flat.view(torch.uint8)
 
 
 def _is_simple(t: torch.Tensor) -> bool:
@@ -202,11 +211,7 @@ def plain_data(t: torch.Tensor) -> TensorData | None:
         return None
     if not _is_simple(t) or not t.numel():
         return to_data(t)
-    flat = t.detach().reshape(-1)
-    if flat.stride(0) != 1:
-        # A single element may have any stride.
-        return to_data(t)
-    return TensorData(dtype_name(t), tuple(t.shape), byte_view(flat.view(torch.uint8)))
+    return TensorData(dtype_name(t), tuple(t.shape), byte_view(_bytes_of(t.detach())))
 
 
 def byte_view(t: torch.Tensor) -> memoryview:

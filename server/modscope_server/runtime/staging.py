@@ -240,8 +240,9 @@ def _copy_into(target: torch.Tensor, tensor: torch.Tensor, piece: int) -> Iterat
         and tensor.device.type == "cpu"
         and tensor.is_contiguous()
         and not (tensor.is_conj() or tensor.is_neg())
+        and target.numel() > piece
     )
-    if not plain or target.numel() <= piece:
+    if not plain:
         snapshot(tensor, out=target)
         yield target.numel()
         return
