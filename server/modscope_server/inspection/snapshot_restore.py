@@ -11,11 +11,17 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from modscope_server.errors import SnapshotMismatch
-from modscope_server.inspection.backup import same_bits, writing_to
 from modscope_server.inspection.changes import Change
-from modscope_server.inspection.edits import overlaps_itself
 from modscope_server.inspection.extras import stateful
 from modscope_server.inspection.norm_stats import NormHolds
+from modscope_server.inspection.placing import (
+    fits,
+    present_device,
+    put_in_place,
+    set_requires_grad,
+    storages,
+    write_elements,
+)
 from modscope_server.inspection.randomness import restore_random_state
 from modscope_server.inspection.snapshot import NOT_OPTIONS, Image, Run, held_by, model_tensors
 from modscope_server.inspection.snapshot_match import differences
@@ -102,7 +108,7 @@ class _Restore:
             if kept is None or ways is None:
                 self.notes.append(f"{name} is no part of the snapshot: it stays as it is")
                 continue
-            state = decode(kept["state"], self._thaw, ways.take(), _present)
+            state = decode(kept["state"], self._thaw, ways.take(), present_device)
             yield lambda put=ways.put, state=state: put(state)  # type: ignore[misc]
 
     def _model(
@@ -127,9 +133,9 @@ class _Restore:
         row = kept["value"]
         value = self._image.table.view(row)
         self._thaw.known(row, tensor.detach())
-        yield lambda: _write(tensor, value)
+        yield lambda: write_elements(tensor, value)
         if tensor.is_leaf:
-            yield lambda: _require(tensor, bool(kept["requires_grad"]))
+            yield lambda: set_requires_grad(tensor, bool(kept["requires_grad"]))
         yield from self._grad(kept["grad"], tensor)
 
     def _grad(self, node: Json, tensor: torch.Tensor) -> Iterator[Callable[[], object]]:
@@ -143,9 +149,9 @@ class _Restore:
         if (
             live is not None
             and node["is"] == "tensor"
-            and _fits(live, value := self._image.table.view(node["row"]))
+            and fits(live, value := self._image.table.view(node["row"]))
         ):
-            yield lambda: _write(live, value)
+            yield lambda: write_elements(live, value)
             return
         grad = decode(node, self._thaw, None, lambda device: tensor.device)
         yield lambda: setattr(tensor, "grad", grad)
@@ -163,7 +169,7 @@ class _Restore:
 
     def _options(self, node: Json, group: dict[str, Any], optimizer: Optimizer) -> Callable[[], None]:
         now = {name: value for name, value in group.items() if name not in NOT_OPTIONS}
-        options = decode(node, self._thaw, now, _present)
+        options = decode(node, self._thaw, now, present_device)
         known = optimizer.defaults.keys() | options.keys()
         strange = [name for name in now if name not in known]
 
@@ -171,7 +177,7 @@ class _Restore:
             for name in strange:
                 del group[name]
             for name, value in options.items():
-                group[name] = _put(group.get(name), value)
+                group[name] = put_in_place(group.get(name), value)
 
         return put
 
@@ -182,13 +188,13 @@ class _Restore:
             key, device = self._key(entry, kept, held)
             now = optimizer.state.get(key)
             wanted[key] = decode(entry["value"], self._thaw, now, device)
-        live, fresh = Counter(_storages(dict(optimizer.state))), Counter(_storages(wanted))
+        live, fresh = Counter(storages(dict(optimizer.state))), Counter(storages(wanted))
 
         def fill(now: Any, value: Any) -> Any:
-            alone = all(live[place] < 2 for place in _storages(now)) and all(
-                fresh[place] < 2 for place in _storages(value)
+            alone = all(live[place] < 2 for place in storages(now)) and all(
+                fresh[place] < 2 for place in storages(value)
             )
-            return _put(now, value) if alone else value
+            return put_in_place(now, value) if alone else value
 
         def put() -> None:
             for key in [key for key in optimizer.state if key not in wanted]:
@@ -209,61 +215,12 @@ class _Restore:
     ) -> tuple[Any, Callable[[str], str | torch.device]]:
         """The key of optimizer.state for an entry, and where its tensors belong."""
         if "key" in entry:
-            return decode(entry["key"], self._thaw), _present
+            return decode(entry["key"], self._thaw), present_device
         of = entry["of"]
         home = kept["held"][of] if isinstance(of, int) else {"model": of[0], "path": of[1]}
         then = home.get("tensor") or self._kept["models"][home["model"]]["tensors"][home["path"]]
         param = held[of] if isinstance(of, int) else self._live[home["model"]][home["path"]]
-        return param, lambda device: param.device if device == then["device"] else _present(device)
-
-
-def _write(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Give a tensor its elements; one whose elements share memory was found to have them already."""
-    there = value.to(tensor.device)
-    if not same_bits(tensor, there):
-        with writing_to(tensor):
-            tensor.copy_(there)
-
-
-def _require(tensor: torch.Tensor, wanted: bool) -> None:
-    if tensor.requires_grad != wanted:
-        tensor.requires_grad_(wanted)
-
-
-def _put(now: Any, value: Any) -> Any:
-    """What shall stand there: the present tensor with the value's elements where it fits, else the value."""
-    if (
-        isinstance(now, torch.Tensor)
-        and isinstance(value, torch.Tensor)
-        and type(now) is type(value)
-        and now.device == value.device
-        and _fits(now, value)
-    ):
-        _write(now, value)
-        return now
-    return value
-
-
-def _fits(now: torch.Tensor, value: torch.Tensor) -> bool:
-    return (
-        now.layout is torch.strided
-        and now.shape == value.shape
-        and now.dtype == value.dtype
-        and not overlaps_itself(now)
-    )
-
-
-def _storages(value: Any) -> Iterator[int]:
-    """Where the tensors of a value keep their elements."""
-    if isinstance(value, torch.Tensor):
-        if value.layout is torch.strided and value.numel():
-            yield value.untyped_storage().data_ptr()
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _storages(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _storages(item)
+        return param, lambda device: param.device if device == then["device"] else present_device(device)
 
 
 def _moved(optimizer: LBFGS, params: list[torch.Tensor]) -> Callable[[], None]:
@@ -285,17 +242,3 @@ def _training(module: nn.Module, flag: bool) -> Callable[[], None]:
         module.training = flag
 
     return put
-
-
-def _present(device: str) -> str:
-    """The device where this process has it, else the CPU."""
-    wanted = torch.device(device)
-    module = getattr(torch, wanted.type, None)
-    count = getattr(module, "device_count", None)
-    if count is None:
-        return (
-            device
-            if wanted.type == "cpu" or (wanted.type == "mps" and torch.backends.mps.is_available())
-            else "cpu"
-        )
-    return device if (wanted.index or 0) < count() else "cpu"
