@@ -72,6 +72,8 @@ def test_a_restoration_is_an_operation_that_can_be_undone() -> None:
         step(model, optimizer)
         assert rpc.RestoreSnapshot(name="a", options=options).operation.id == done.id
         assert rpc.GetModel().model.step == 1
+        rpc.DropSnapshot(name="a")
+        assert rpc.RestoreSnapshot(name="a", options=options).operation.id == done.id
         assert rpc.Undo(id=done.id).operation.outcome == "applied"
         assert all(torch.equal(value, later[name]) for name, value in model.state_dict().items())
         assert rpc.GetModel().model.step == 3

@@ -92,6 +92,10 @@ class Operations:
 
             return self._run(act, plans, options)
 
+    def earlier(self, request_id: str, kind: str, model: str) -> Entry | None:
+        """The operation that a retried call would give, where it is known without looking any further."""
+        return self._retries.earlier(request_id, kind, model)
+
     def _run(self, act: Callable[[], _Outcome], plans: Sequence[Plan], options: Options) -> Entry:
         # A dry run of several changes makes all but the last, since each is planned upon those before.
         writes = not options.dry_run or len(plans) > 1

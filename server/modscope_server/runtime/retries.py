@@ -69,6 +69,12 @@ class Retries:
             if request_id:
                 self._end(request_id, attempt)
 
+    def earlier(self, request_id: str, kind: str, model: str) -> Entry | None:
+        """The operation of the call with this id, where that was of this kind and is done."""
+        with self._changed:
+            known = self._known.get(request_id)
+        return known.first if known is not None and (known.kind, known.model) == (kind, model) else None
+
     def _begin(self, request_id: str, kind: str, model: str, patience: Patience) -> Attempt:
         deadline = None if patience.timeout is None else time.monotonic() + patience.timeout
         with self._changed:

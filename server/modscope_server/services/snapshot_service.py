@@ -18,6 +18,7 @@ from modscope_server.runtime.safepoint import Place
 from modscope_server.services import convert
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
+from modscope_server.services.changing import operation as operation_message
 from modscope_server.services.serving import Serving
 
 __all__ = ["SnapshotServicer"]
@@ -74,6 +75,9 @@ class SnapshotServicer:
     ) -> messages.RestoreSnapshotResponse:
         """Put the run back, at the place of an iteration at which it was taken."""
         serving, registered = self._serving, self._serving.registry.get(request.model)
+        earlier = serving.operations.earlier(request.options.request_id, "restore_snapshot", registered.name)
+        if earlier is not None:  # it took effect, whatever has become of the snapshot since
+            return messages.RestoreSnapshotResponse(operation=operation_message(earlier, serving.ledger))
         with serving.snapshots.opened(request.name, request.directory) as (_, image):
 
             def plan() -> Change:
