@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from modscope_client.handles import RemoteModel, RemoteModule, RemoteParameter
+    from modscope_client.model_interventions import InterventionHandle
     from modscope_client.run import Run
     from modscope_client.subscription import Subscription
     from modscope_client.transaction import Transaction
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         Event,
         Histogram,
         HookInfo,
+        Intervention,
         Lease,
         LoadResult,
         Metric,
@@ -76,6 +78,8 @@ __all__ = [
     "Histogram",
     "HookInfo",
     "Internal",
+    "Intervention",
+    "InterventionHandle",
     "InvalidArgument",
     "Lease",
     "LoadResult",
@@ -142,6 +146,7 @@ _HOMES = {
     "RemoteModel": "handles",
     "RemoteModule": "handles",
     "RemoteParameter": "handles",
+    "InterventionHandle": "model_interventions",
     "Run": "run",
     "Subscription": "subscription",
     "Transaction": "transaction",

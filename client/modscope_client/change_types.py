@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modscope_client.run_types import Lease
 
 __all__ = [
+    "Intervention",
     "LoadResult",
     "Operation",
     "OperationList",
@@ -135,3 +139,49 @@ class Snapshot:
     """Role of the token that asked for it, and from where."""
     notes: tuple[str, ...] = ()
     """What it could not take along, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """Something that changes a value at each call of some modules."""
+
+    id: str
+    """Identifies it on its server."""
+    model: str
+    """Name of the model."""
+    path: str
+    """The module's path, or the glob that it was made with."""
+    paths: tuple[str, ...]
+    """Paths of the modules at which it stands."""
+    hook: str
+    """ "forward" where it changes what they give, "forward_pre" what they get."""
+    action: str
+    """What it does, such as "scale 2" or "clamp 0 1"."""
+    index: str
+    """Which part of the tensor; "" for all of it."""
+    key: str | None
+    """Which tensor of a structured value; None for the only one."""
+    calls: int | None
+    """How often it acts at each module; None for no limit."""
+    start: int | None
+    """First step at which it acts; None for any."""
+    stop: int | None
+    """First step at which it acts no more; None for none."""
+    applied: int
+    """How often it has changed a value, at all its modules."""
+    last_step: int | None
+    """step_count when it did so last; None where it has not."""
+    state: str
+    """ "waiting", "acting", "not acting" (it should, and does not) or "ended"."""
+    note: str
+    """Why it waits, does not act, or has ended."""
+    lease: Lease | None
+    """What it is held by; None where it persists."""
+    persist: bool
+    """Whether it stays until somebody ends it."""
+    step: int
+    """step_count when it was made."""
+    who: str
+    """Role of the token that made it, and from where."""
+    time: float
+    """When it was made, in Unix seconds."""

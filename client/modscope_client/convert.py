@@ -270,6 +270,7 @@ def hook_info(m: hook_service_pb2.HookInfo) -> types.HookInfo:
         tuple(m.watch_ids),
         m.fired,
         m.last_step if m.HasField("last_step") else None,
+        m.intervention_id,
     )
 
 

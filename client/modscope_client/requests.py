@@ -24,6 +24,7 @@ __all__ = [
     "options",
     "reinitialize",
     "subtree",
+    "type_name",
     "unfreeze",
     "watch",
     "write",
@@ -38,7 +39,7 @@ def list_modules(
         model_service_pb2.ListModulesRequest,
         model=model,
         glob=glob,
-        type=_type_name(type),
+        type=type_name(type),
         root=root if depth is None else root or "",
         depth=depth,
     )
@@ -52,7 +53,7 @@ def list_parameters(
         parameter_service_pb2.ListParametersRequest,
         model=model,
         glob=glob,
-        type=_type_name(type),
+        type=type_name(type),
         stats=stats,
         requires_grad=requires_grad,
     )
@@ -63,7 +64,7 @@ def list_buffers(
 ) -> parameter_service_pb2.ListBuffersRequest:
     """Asks for buffers."""
     return request(
-        parameter_service_pb2.ListBuffersRequest, model=model, glob=glob, type=_type_name(type), stats=stats
+        parameter_service_pb2.ListBuffersRequest, model=model, glob=glob, type=type_name(type), stats=stats
     )
 
 
@@ -90,7 +91,7 @@ def freeze(
         parameter_service_pb2.FreezeRequest,
         model=model,
         glob=glob,
-        type=_type_name(type),
+        type=type_name(type),
         force=force,
         norm_stats=norm_stats,
         options=options,
@@ -109,7 +110,7 @@ def unfreeze(
         parameter_service_pb2.UnfreezeRequest,
         model=model,
         glob=glob,
-        type=_type_name(type),
+        type=type_name(type),
         options=options,
     )
 
@@ -167,7 +168,7 @@ def reinitialize(
         parameter_service_pb2.ReinitializeRequest,
         model=model,
         glob=glob,
-        type=_type_name(type),
+        type=type_name(type),
         parameter=parameter,
         scheme=scheme,
         arguments={name: convert.scalar(value, name) for name, value in arguments.items()},
@@ -224,7 +225,7 @@ def watch(
         hook_service_pb2.WatchRequest,
         model=model,
         glob=glob,
-        type=_type_name(type),
+        type=type_name(type),
         hooks=[convert.choice(convert.HOOKS, kind, "hooks") for kind in kinds],
         payload=convert.choice(convert.PAYLOADS, payload, "payload"),
         every=every,
@@ -239,6 +240,6 @@ def subtree(path: str) -> str:
     return f"{{{literal(path)},{literal(path)}.*}}" if path else "*"
 
 
-def _type_name(kind: str | type | None) -> str | None:
+def type_name(kind: str | type | None) -> str | None:
     """A class's name as the contract has it; a class itself is named in full."""
     return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else kind

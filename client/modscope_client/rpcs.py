@@ -168,6 +168,7 @@ RETRIED = (
     ("modscope.v1.OperationService", "GetOperation"),
     ("modscope.v1.OptimizerService", "ListOptimizers"),
     ("modscope.v1.SnapshotService", "ListSnapshots"),
+    (_HOOKS, "ListInterventions"),
     ("modscope.v1.RunService", "GetRunStatus"),
     ("modscope.v1.RunService", "ListBreaks"),
     ("modscope.v1.RunService", "WaitForPause"),

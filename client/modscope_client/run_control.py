@@ -19,6 +19,7 @@ __all__ = [
     "STEP",
     "WAIT_FOR_PAUSE",
     "break_",
+    "lease",
     "lease_seconds",
     "run_status",
     "step_count",
@@ -109,8 +110,9 @@ def _metric(m: run_pb2.Metric) -> Metric:
 
 def _pause(m: run_pb2.Pause) -> Pause:
     since = convert.seconds(m.since) if m.HasField("since") else None
-    return Pause(_lease(m.lease), m.reason, m.break_id, since)
+    return Pause(lease(m.lease), m.reason, m.break_id, since)
 
 
-def _lease(m: lease_pb2.Lease) -> Lease:
+def lease(m: lease_pb2.Lease) -> Lease:
+    """A lease's record."""
     return Lease(m.id, m.seconds, convert.seconds(m.expires), m.holds, m.who)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy
 
     from modscope_client.change_types import (
+        Intervention,
         LoadResult,
         Operation,
         OperationList,
@@ -34,6 +35,7 @@ __all__ = [
     "Event",
     "Histogram",
     "HookInfo",
+    "Intervention",
     "Lease",
     "LoadResult",
     "Metric",
@@ -62,7 +64,10 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("LoadResult", "Operation", "OperationList", "OptimizerGroup", "OptimizerList", "Snapshot"),
+        (
+            *("Intervention", "LoadResult", "Operation", "OperationList"),
+            *("OptimizerGroup", "OptimizerList", "Snapshot"),
+        ),
         "change_types",
     ),
     **dict.fromkeys(("Break", "Lease", "Metric", "MetricPoint", "Pause", "RunStatus"), "run_types"),
@@ -304,13 +309,15 @@ class HookInfo:
     kind: str
     """"forward_pre", "forward", "backward_pre" or "backward"."""
     owner: str
-    """Whose it is: "watch" or "safe point"."""
+    """Whose it is: "watch", "break", "intervention" or "safe point"."""
     watch_ids: tuple[str, ...]
     """Ids of the watches that it serves."""
     fired: int
     """How often it has fired."""
     last_step: int | None
     """step_count when it fired last; None where it has not."""
+    intervention_id: str = ""
+    """Id of its intervention; "" where it is none."""
 
 
 @dataclass(frozen=True, slots=True)

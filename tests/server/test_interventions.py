@@ -157,7 +157,7 @@ def test_several_act_in_the_order_of_their_making_and_before_a_watch() -> None:
         model(x)
         handle.remove()
         hidden = torch.relu(model.w1(x)) * 0.5
-        expected = (nn.functional.linear(hidden, model.w2.weight, model.w2.bias) + 1.0) * 3.0
+        expected = (hidden @ model.get_parameter("w2.weight").T + model.get_parameter("w2.bias") + 1.0) * 3.0
         assert torch.equal(seen[0], torch.relu(expected))
         arrived = []
         for _ in range(2):

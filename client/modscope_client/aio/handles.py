@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 from modscope.paths import literal
 from modscope_client import requests
 from modscope_client.aio.model_changes import ModelChanges
+from modscope_client.aio.model_interventions import ModelInterventions
 from modscope_client.aio.model_reads import ModelReads
 from modscope_client.types import BufferInfo, ModuleInfo, ParameterInfo
 
 if TYPE_CHECKING:
+    from modscope_client.aio.model_interventions import InterventionHandle
     from modscope_client.aio.subscription import Subscription
     from modscope_client.types import Array, Operation
 
 __all__ = ["RemoteModel", "RemoteModule", "RemoteParameter"]
 
 
-class RemoteModel(ModelReads, ModelChanges):
+class RemoteModel(ModelReads, ModelChanges, ModelInterventions):
     """A registered model, where it lives. `module_info().repr` shows it as PyTorch does."""
 
     def __repr__(self) -> str:
@@ -77,6 +79,10 @@ class RemoteModule:
     def watch(self, **options: Any) -> Subscription:
         """Watch this module alone, with the options of RemoteModel.watch."""
         return self.model.watch(literal(self.path), **options)
+
+    async def intervene(self, **options: Any) -> InterventionHandle:
+        """Change what flows through this module alone, with the options of RemoteModel.intervene."""
+        return await self.model.intervene(literal(self.path), **options)
 
 
 class RemoteParameter:

@@ -8,7 +8,14 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-from modscope_server.errors import Closed, LimitExceeded, NoMatch, NoSafePoint, UnknownIntervention
+from modscope_server.errors import (
+    Closed,
+    LimitExceeded,
+    NoMatch,
+    NoSafePoint,
+    UnknownIntervention,
+    UnknownLease,
+)
 from modscope_server.inspection.selection import select_modules
 from modscope_server.runtime.hooks import HookState
 from modscope_server.runtime.intervention import Intervention, InterventionSpec, InterventionState
@@ -72,7 +79,7 @@ class Interventions:
                 lease, holds=made.id, who=who, on_end=lambda reason: self._lost(made, reason)
             )
         _LOG.info("%s: %s at %d modules by %s", made.id, spec.how.kind, len(made.sites), who)
-        return made.state()
+        return self._state(made)
 
     def listing(self, registered: Registered, ids: Sequence[str] = ()) -> list[InterventionState]:
         """Those on a model that have not ended; or those of these ids, ended or not.
@@ -81,7 +88,7 @@ class Interventions:
         """
         with self._mutex:
             chosen = self._named(ids) if ids else self._living()
-        return [one.state() for one in chosen if one.registered.name == registered.name]
+        return [self._state(one) for one in chosen if one.registered.name == registered.name]
 
     def remove(
         self, registered: Registered, ids: Sequence[str], who: str, caller: Caller | None = None
@@ -99,7 +106,7 @@ class Interventions:
             if one.lease is not None:
                 self._leases.forget(one.lease.id)
         self._sweep(_SOON, caller)
-        return [one.state() for one in chosen]
+        return [self._state(one) for one in chosen]
 
     def hook_states(self, registered: Registered) -> list[HookState]:
         """The hooks that interventions have on a model."""
@@ -125,6 +132,13 @@ class Interventions:
             for one in self._made.values():
                 one.end("the server closed")
                 one.detach()
+
+    def _state(self, one: Intervention) -> InterventionState:
+        """What it is and does now, with its lease as it was renewed last."""
+        if one.lease is not None:
+            with suppress(UnknownLease):
+                one.lease = self._leases.get(one.lease.id)
+        return one.state()
 
     def _lost(self, made: Intervention, reason: str) -> None:
         """Its lease has ended: told on the thread of the leases, which is not kept waiting."""
