@@ -84,4 +84,4 @@ def test_a_sample_without_two_finite_elements_states_no_error() -> None:
 def test_the_device_path_samples_alike() -> None:
     # Complex tensors take it on the CPU too.
     t = normal(100, 70)
-    assert reduce(t.to(torch.complex64), sample=500).count == reduce(t, sample=500).count
+    assert reduce(t.to(torch.complex64), sample=500).elements == reduce(t, sample=500).elements

@@ -23,7 +23,7 @@ from modscope_server.inspection.host_reduction import finite_elements, safe_scal
 from modscope_server.inspection.partial_sums import Part
 from modscope_server.inspection.records import HistogramRecord
 
-__all__ = ["BITS", "CODES", "MANTISSA", "Buckets", "buckets_of", "host_counts"]
+__all__ = ["BITS", "CODES", "MANTISSA", "Buckets", "buckets_of", "host_histogram"]
 
 CODES = 256
 """A bucket has a code of one byte: k to the right of the mean, 255 - k to its left."""
@@ -78,7 +78,7 @@ def buckets_of(whole: Part, itemsize: int) -> Buckets:
     return Buckets(float(numpy.float32(centre)) if itemsize == 4 else centre, unit, scale, itemsize)
 
 
-def host_counts(chunks: Iterable[Any], whole: Part, itemsize: int) -> HistogramRecord | None:
+def host_histogram(chunks: Iterable[Any], whole: Part, itemsize: int) -> HistogramRecord | None:
     """The histogram of chunks of float32 or float64 on the CPU; None where no element is finite."""
     if not whole.finite:
         return None

@@ -11,14 +11,16 @@ import torch
 
 from modscope_server.inspection.partial_sums import Part
 
-__all__ = ["finite_elements", "host_parts", "safe_scale"]
+__all__ = ["CHUNK", "finite_elements", "host_parts", "plain_parts", "plain_values", "safe_scale"]
 
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
 """Elements reduced at a time; bounds the temporaries."""
 _SMALL = 1 << 13
 """Up to so many elements, converting to float64 costs no more than float32 with its checks."""
 _ROW = 1 << 10
 """float32 is summed within rows of this length, and rows in float64."""
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+_AS_THEY_ARE = frozenset((torch.float32, torch.float64))
 _ONES = {4: numpy.ones((_ROW, 1), "float32"), 8: numpy.ones((_ROW, 1), "float64")}
 _SAFE = {4: (1e-10, 1e17), 8: (1e-140, 1e140)}
 """Item size -> range of the largest magnitude in which the squares of a row neither overflow nor vanish."""
@@ -30,14 +32,25 @@ _OFF_CENTRE = 0.2
 Working = Callable[[torch.Tensor], torch.Tensor]
 
 
+def plain_values(t: torch.Tensor) -> Any:
+    """The elements of a tensor of the plainest kind, which most are, in one dimension; None for another."""
+    if type(t) not in _PLAIN or t.dtype not in _AS_THEY_ARE or not t.is_cpu:
+        return None
+    if t.layout is not torch.strided or t.is_nested or t.is_neg() or not t.is_contiguous():
+        return None
+    return t.detach().numpy().reshape(-1)
+
+
+def plain_parts(values: Any) -> tuple[Part, ...]:
+    """Reduce one dimension of float32 or float64, of no more elements than a chunk."""
+    return (_part(values, alone=True),)
+
+
 def host_parts(flat: torch.Tensor, working: Working) -> tuple[Part, ...]:
     """Reduce one dimension of real elements; `working` gives a chunk of them as float32 or float64."""
-    count = flat.numel()
-    if count <= _SMALL:
-        return (_part(working(flat).numpy().astype(numpy.float64), alone=True),)
-    if count <= _CHUNK:
+    if flat.numel() <= CHUNK:
         return (_part(working(flat).numpy(), alone=True),)
-    chunks = torch.split(flat, _CHUNK)
+    chunks = torch.split(flat, CHUNK)
     parts = [_part(working(chunk).numpy(), alone=False) for chunk in chunks]
     if _cancels(parts):
         parts = [_part(working(chunk).numpy().astype(numpy.float64), alone=True) for chunk in chunks]
@@ -83,6 +96,8 @@ def _part(values: Any, *, alone: bool) -> Part:
 def _moments(values: Any, alone: bool) -> tuple[float, float, float]:
     """Mean, root of the summed squared distances from it, and norm of a chunk of safe magnitudes."""
     count = len(values)
+    if count <= _SMALL:
+        values = values.astype(numpy.float64, copy=False)
     total, squares = _sums(values)
     is_single = values.itemsize == 4
     if alone and is_single and abs(total) < _CANCELS * math.sqrt(squares):
@@ -105,7 +120,6 @@ def _sums(values: Any) -> tuple[float, float]:
     """
     count = len(values)
     if count <= _SMALL:
-        values = values.astype(numpy.float64, copy=False)
         return float(numpy.add.reduce(values)), float(numpy.dot(values, values))
     whole = count // _ROW * _ROW
     rows = values[:whole].reshape(-1, 1, _ROW)

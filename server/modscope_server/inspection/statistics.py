@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from modscope_server.errors import NotMaterialized
 from modscope_server.inspection.device_reduction import counted, masked
-from modscope_server.inspection.histogram import Buckets, host_counts
-from modscope_server.inspection.host_reduction import host_parts
+from modscope_server.inspection.histogram import Buckets, host_histogram
+from modscope_server.inspection.host_reduction import CHUNK, host_parts, plain_parts, plain_values
 from modscope_server.inspection.partial_sums import Part, joined, record
 from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
 from modscope_server.inspection.sampling import sample_record, stride_for
@@ -18,18 +18,16 @@ from modscope_server.inspection.tensors import dtype_name, unreadable_reason
 
 __all__ = ["Reduction", "pool", "reduce", "statistics"]
 
-_HOST_CHUNK = 1 << 20
 _DEVICE_CHUNK = 1 << 24
 """Elements reduced at a time; bounds the temporaries."""
 _EXACT = frozenset((torch.float32, torch.float64))
 
 
-@dataclass(frozen=True, slots=True)
-class Reduction:
+class Reduction(NamedTuple):
     """A tensor's statistics, perhaps still on its device."""
 
-    count: int
-    """Elements that were looked at."""
+    elements: int
+    """How many were looked at."""
     is_complex: bool
     parts: tuple[Part, ...] | torch.Tensor
     """One row of ten numbers for each chunk; a tensor of shape (chunks, 10) away from the CPU."""
@@ -40,7 +38,7 @@ class Reduction:
 
     def resolve(self) -> StatsRecord:
         """The statistics; away from the CPU this waits for the device."""
-        return record(self.count, self.is_complex, self._whole())
+        return record(self.elements, self.is_complex, self._whole())
 
     def histogram(self) -> HistogramRecord | None:
         """The histogram, where it was asked for; None for complex tensors and where no element is finite."""
@@ -59,7 +57,7 @@ class Reduction:
         """How the elements were sampled; None where all were looked at."""
         if self.population is None:
             return None
-        return sample_record(self.population, self.count, self.is_complex, self._whole())
+        return sample_record(self.population, self.elements, self.is_complex, self._whole())
 
     def _whole(self) -> Part:
         return joined(self.rows())
@@ -82,6 +80,11 @@ def reduce(t: torch.Tensor, *, histogram: bool = False, sample: int = 0) -> Redu
     Any dtype with arithmetic is served. Where `sample` is given, no more elements than that are looked
     at. Raises NotMaterialized for what has no plain elements.
     """
+    values = plain_values(t)
+    if values is not None and 0 < len(values) <= CHUNK and not 0 < sample < len(values):
+        parts = plain_parts(values)
+        buckets = host_histogram((values,), joined(parts), values.itemsize) if histogram else None
+        return Reduction(len(values), False, parts, buckets)
     reason = unreadable_reason(t)
     if reason:
         raise NotMaterialized(
@@ -98,8 +101,8 @@ def reduce(t: torch.Tensor, *, histogram: bool = False, sample: int = 0) -> Redu
             return Reduction(0, is_complex, ())
         if flat.device.type == "cpu" and not is_complex:
             parts = host_parts(flat, _working)
-            counts = _host_histogram(flat, parts) if histogram else None
-            return Reduction(count, False, parts, counts, population)
+            buckets = _host_histogram(flat, parts) if histogram else None
+            return Reduction(count, False, parts, buckets, population)
         chunks = [_columns(chunk) for chunk in torch.split(flat, _DEVICE_CHUNK)]
         rows = torch.stack([masked(chunk) for chunk in chunks])
         wanted = histogram and not is_complex
@@ -114,14 +117,14 @@ def pool(reductions: Iterable[Reduction]) -> Reduction:
     """
     reductions = list(reductions)
     rows = [row for reduction in reductions for row in reduction.rows()]
-    count = sum(reduction.count for reduction in reductions)
+    count = sum(reduction.elements for reduction in reductions)
     return Reduction(count, any(reduction.is_complex for reduction in reductions), (joined(rows),))
 
 
 def _host_histogram(flat: torch.Tensor, parts: tuple[Part, ...]) -> HistogramRecord | None:
-    chunks = (_working(chunk) for chunk in torch.split(flat, _HOST_CHUNK))
+    chunks = (_working(chunk) for chunk in torch.split(flat, CHUNK))
     itemsize = _working(flat[:1]).dtype.itemsize
-    return host_counts((chunk.numpy() for chunk in chunks), joined(parts), itemsize)
+    return host_histogram((chunk.numpy() for chunk in chunks), joined(parts), itemsize)
 
 
 def _flat(t: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ class _Call:
         self.index = index
         self.step = step
         self.recompute = recompute
-        self.inputs: list[tuple[str, torch.Tensor | None, int]] = []
+        self.inputs: Sequence[tuple[str, torch.Tensor | None, int]] = ()
         """Key, identity view and its version, of each tensor given to forward; held until forward returns."""
 
 
@@ -158,9 +158,8 @@ class ModuleTap:
         views: dict[int, torch.Tensor] = {}
         if not self._in_place:
             args, kwargs = identity_views(args, views), identity_views(kwargs, views)
-        for key, tensor in inputs:
-            view = views.get(id(tensor))
-            call.inputs.append((key, view, 0 if view is None else view._version))
+        found = [(key, views.get(id(tensor))) for key, tensor in inputs]
+        call.inputs = [(key, view, 0 if view is None else view._version) for key, view in found]
         if not views:
             return None
         return (args, kwargs) if len(rest) == 2 else args
@@ -175,7 +174,7 @@ class ModuleTap:
             outputs = named_tensors(output)
             self._await_gradients("backward_pre", call, outputs, ())
             self._await_gradients("backward", call, outputs, call.inputs)
-        call.inputs = []
+        call.inputs = ()
 
     def _await_gradients(
         self,
@@ -277,7 +276,8 @@ class ModuleTap:
 
     def _wanting(self, kind: str, call: _Call) -> list[Sink]:
         """The subscribers of this kind of hook that want this step."""
-        return [sink for sink in self._serving[kind] if call.step % sink.every == 0]
+        sinks = self._serving[kind]
+        return [sink for sink in sinks if call.step % sink.every == 0] if sinks else []
 
     def _wants_gradients(self, call: _Call) -> bool:
         return bool(self._wanting("backward_pre", call) or self._wanting("backward", call))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Set as AbstractSet
 from typing import TypeAlias
 
 import torch
@@ -21,7 +20,7 @@ Form: TypeAlias = "tuple[str, int]"
 
 
 def captured(
-    role: str, key: str, tensor: torch.Tensor | None, forms: Iterable[Form], note: str = ""
+    role: str, key: str, tensor: torch.Tensor | None, forms: AbstractSet[Form], note: str = ""
 ) -> dict[Form, DraftValue]:
     """The value in each of the forms; without a tensor, `note` says why."""
     if tensor is None:
@@ -32,7 +31,7 @@ def captured(
         return {form: DraftValue(role, key, shape, dtype, note=unreadable) for form in forms}
     found = {}
     # Histograms first: statistics come with them.
-    for form in sorted(forms):
+    for form in sorted(forms) if len(forms) > 1 else forms:
         payload, sample = form
         reduction = copy = None
         if payload == "tensor":
@@ -69,7 +68,7 @@ def _reduced(tensor: torch.Tensor, histogram: bool, sample: int) -> Reduction:
     is_known = last.tensor is not None and last.tensor() is tensor and last.version == version
     if is_known and last.sample == sample and (last.histogram or not histogram):
         assert last.reduction is not None
-        return last.reduction if histogram or not last.histogram else replace(last.reduction, buckets=None)
+        return last.reduction if histogram or not last.histogram else last.reduction._replace(buckets=None)
     reduction = reduce(tensor, histogram=histogram, sample=sample)
     last.tensor, last.version = weakref.ref(tensor), version
     last.sample, last.histogram, last.reduction = sample, histogram, reduction
