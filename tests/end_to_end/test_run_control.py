@@ -96,6 +96,22 @@ def test_a_step_after_which_writes_are_not_safe_is_passed_by_one() -> None:
     Trained("adversaries", interfere)
 
 
+def test_a_break_is_exact_however_long_it_waits() -> None:
+    loop = KINDS["adversaries"]()
+    with loop.attach() as scope, connect(scope.address, token=scope.token, timeout=TIMEOUT) as client:
+        client.run.break_when("step == 400")
+
+        def train() -> None:
+            for _ in range(201):
+                loop()
+
+        thread = threading.Thread(target=train, daemon=True)
+        thread.start()
+        assert client.run.wait(TIMEOUT).step == 400
+        client.run.resume()
+        thread.join(TIMEOUT)
+
+
 def test_a_pause_that_the_loop_asks_for_itself_ends_with_its_lease() -> None:
     """As in a notebook: what would renew the lease lives in the process that it holds."""
     torch.manual_seed(0)

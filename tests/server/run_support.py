@@ -113,7 +113,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def running(*, start: bool = True, **options: Any) -> Iterator[Run]:
-    """A run that is served, writable unless told otherwise, and trains unless told otherwise."""
+    """A run that is served, writable unless told otherwise, and has begun to train unless told otherwise."""
     run = Run()
     with modscope_server.attach(run.model, run.optimizer, **{"writable": True, **options}) as scope:
         with Rpc(scope.address, scope.token) as rpc:
@@ -121,6 +121,7 @@ def running(*, start: bool = True, **options: Any) -> Iterator[Run]:
             if start:
                 run.start()
             try:
+                assert not start or run.goes_on(0)
                 yield run
             finally:
                 scope.close()

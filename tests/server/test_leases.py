@@ -27,9 +27,15 @@ def clock() -> Clock:
     return Clock()
 
 
+class Unwatched(Leases):
+    """Without its thread, whose own look would come at any moment."""
+
+    def _keep_time(self) -> None: ...
+
+
 @pytest.fixture
 def leases(clock: Clock) -> Leases:
-    return Leases(clock, lambda: 1000.0 + clock.now)
+    return Unwatched(clock, lambda: 1000.0 + clock.now)
 
 
 def taken(leases: Leases, ends: list[str], seconds: float = 30.0, **options: bool) -> Lease:
@@ -139,8 +145,10 @@ def test_the_thread_ends_leases_in_time_and_ends_with_the_last() -> None:
 
 
 def test_without_a_thread_whoever_is_held_looks_by_itself(
-    leases: Leases, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    leases = Leases(clock)
+
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread at interpreter shutdown")
 

@@ -102,6 +102,14 @@ def test_a_break_stops_the_loop_at_exactly_that_step(expression: str) -> None:
         assert run.goes_on(14)
 
 
+def test_what_the_first_iteration_reports_stops_it() -> None:
+    with running(start=False) as run:
+        run.spoil = spoiled(1)
+        run.rpc.AddBreak(expression="loss != loss")
+        run.start()
+        assert run.paused().step == 1
+
+
 def test_a_break_on_the_norm_of_gradients_is_that_of_torch() -> None:
     with running(start=False) as run:
         norms: list[float] = []
