@@ -7,7 +7,7 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from modscope.v1 import hook_service_pb2, lease_service_pb2
+from modscope.v1 import hook_service_pb2
 from modscope_client import rpcs
 from modscope_client.calls import Calls
 from modscope_client.convert import request
@@ -143,6 +143,7 @@ class InterventionHandle:
 
 
 def _renewing(calls: Calls, made: Intervention) -> Renewals:
+    from modscope.v1.lease_service_pb2 import RenewLeaseRequest
     from modscope_client.renewals import Renewals
     from modscope_client.run_control import RENEW_LEASE
 
@@ -150,7 +151,7 @@ def _renewing(calls: Calls, made: Intervention) -> Renewals:
 
     def renew(lease: str) -> object:
         client = living()
-        return client and client.unary(RENEW_LEASE, lease_service_pb2.RenewLeaseRequest(id=lease))
+        return client and client.unary(RENEW_LEASE, RenewLeaseRequest(id=lease))
 
     assert made.lease is not None
     renewals = Renewals(renew)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY_PATH",
+    "HOOK_ID",
     "INPUT_FILE",
     "MODULE_PATH",
     "OPERATION_ID",
@@ -80,7 +81,13 @@ def _snapshots(model: RemoteModel) -> list[str]:
     return [snapshot.name for snapshot in model.snapshots()]
 
 
+def _hook_ids(model: RemoteModel) -> list[str]:
+    hooks = model.hooks()
+    return list(dict.fromkeys(id for hook in hooks for id in (hook.intervention_id, *hook.watch_ids) if id))
+
+
 ANY_PATH = _RemoteName(_anything)
+HOOK_ID = _RemoteName(_hook_ids)
 MODULE_PATH = _RemoteName(_modules)
 TENSOR_PATH = _RemoteName(_tensors)
 OPERATION_ID = _RemoteName(_operations)

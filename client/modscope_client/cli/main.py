@@ -34,6 +34,7 @@ VERBS: dict[str, dict[str, str]] = {
         "freeze": "Stop the training of parameters.",
         "unfreeze": "Let parameters train again.",
         "reinit": "Initialise parameters anew.",
+        "intervene": "Change a value on its way through modules.",
         "state": "List, save or load the state_dict.",
         "optim": "List optimizer groups, set hyper-parameters, add parameters.",
     },
@@ -47,6 +48,7 @@ VERBS: dict[str, dict[str, str]] = {
         "watch": "Stream what modules see and give while they work.",
         "export": "Feed a monitoring tool from a watch.",
         "hooks": "List the hooks that modscope has put on a model.",
+        "unhook": "End interventions and watches.",
         "run": "Tell what the training run does; pause it, step it, set breaks.",
     },
     "Set up": {

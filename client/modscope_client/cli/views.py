@@ -211,7 +211,7 @@ HOOKS: View[HookInfo] = View(
         Column("OWNER", lambda h: h.owner),
         Column("FIRED", lambda h: f"{h.fired:,}", right=True),
         Column("LAST STEP", lambda h: "" if h.last_step is None else f"{h.last_step:,}", right=True),
-        Column("WATCHES", lambda h: ", ".join(h.watch_ids), style=_DIM, secondary=3),
+        Column("ID", lambda h: h.intervention_id or ", ".join(h.watch_ids), style=_DIM),
     ),
     name=lambda h: h.path,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from modscope_client.cli.messages import note
 from modscope_client.cli.render import emit
 from modscope_client.cli.settings import Settings
 from modscope_client.cli.verbs import Verb
@@ -17,8 +18,14 @@ __all__ = ["command"]
 def command(settings: Settings) -> None:
     """List the hooks that modscope has put on a model.
 
-    Those of watches go when nobody watches any more. Those of the safe point, on the root alone,
-    tell where a step begins and ends.
+    Those of watches go when nobody watches any more, those of interventions with these. Those of the
+    safe point, on the root alone, tell where a step begins and ends. An intervention that does
+    nothing is told of, with the reason.
     """
     with settings.remote_model() as model:
-        emit(settings.output, HOOKS, model.hooks(), nothing="modscope has no hook on this model")
+        hooks = model.hooks()
+        made = model.interventions() if any(hook.intervention_id for hook in hooks) else []
+    emit(settings.output, HOOKS, hooks, nothing="modscope has no hook on this model")
+    for one in made:
+        if one.state != "acting":
+            note(f"{one.id} ({one.action}) is {one.state}: {one.note}")
