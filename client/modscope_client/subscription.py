@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
@@ -18,6 +19,10 @@ from modscope_client.types import Event, WatchCounters
 __all__ = ["Progression", "Subscription", "Watching"]
 
 _STOPPED = "stopped"
+
+
+def _ignore(message: object) -> None:
+    """Nobody listens in."""
 
 
 class Progression:
@@ -127,7 +132,10 @@ class Subscription(Watching):
 
     def __init__(self, calls: Calls, request: hook_service_pb2.WatchRequest) -> None:
         self._calls = calls
-        self._request = request
+        self.request = request
+        """What is asked for."""
+        self.tap: Callable[[Frame[hook_service_pb2.WatchResponse]], object] = _ignore
+        """Called with each message as it comes, before its events are given out: a recorder's `take`."""
         self._own: Calls | None = None
         self._stream: Stream[Frame[hook_service_pb2.WatchResponse]] | None = None
         self._left = False
@@ -141,8 +149,9 @@ class Subscription(Watching):
             raise RuntimeError("a watch is entered once: call watch() anew")
         self._own = Calls(self._calls.endpoint, self._calls.timeout, watch=True)
         try:
-            self._stream = self._own.watch(WATCH, self._request)
+            self._stream = self._own.watch(WATCH, self.request)
             self._progression = Progression.of(self._stream.first)
+            self.tap(self._stream.first)
         except BaseException:
             self._own.close()
             raise
@@ -172,6 +181,7 @@ class Subscription(Watching):
             if message is None:
                 progression.ended = progression.ended or "the server ended the stream"
             else:
+                self.tap(message)
                 progression.take(message)
         return progression.ready.popleft()
 

@@ -189,7 +189,7 @@ CHANGES = {
 }
 """Verbs that change the model, each of which prints its Operation."""
 
-ELSEWHERE = {"forward", "watch", "export", "completion", "snapshot"}
+ELSEWHERE = {"forward", "watch", "export", "record", "replay", "completion", "snapshot"}
 
 
 def test_every_verb_is_tried_here() -> None:
@@ -285,6 +285,14 @@ def test_watch_streams_what_training_does(thin: Thin, job: Job) -> None:
     assert watcher.returncode == 0, said
     events = [json.loads(line) for line in printed.splitlines()]
     assert [(event["path"], event["hook"]) for event in events] == [("0", "forward")] * 3
+
+
+def test_a_watch_goes_to_disk_and_comes_back(thin: Thin, job: Job, tmp_path: Path) -> None:
+    file = str(tmp_path / "watch.msrec")
+    done = verb(thin, job, "record", file, "0", "--duration", "100ms")
+    assert done.returncode == 0, done.stderr
+    assert verb(thin, job, "replay", file, "-o", "jsonl").stdout == ""
+    assert "0 events" in verb(thin, job, "replay", file).stderr
 
 
 def test_export_without_an_extra(thin: Thin, job: Job, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,32 +11,15 @@ from modscope_client.cli.events import EventLines
 from modscope_client.cli.messages import note, say
 from modscope_client.cli.serialize import json_line, yaml_text
 from modscope_client.cli.text import one_line, plural
+from modscope_client.errors import ModscopeError, Unavailable
 
 if TYPE_CHECKING:
     from modscope_client.cli.settings import Output
-    from modscope_client.types import Event, WatchCounters
+    from modscope_client.sinks import Watched
+    from modscope_client.subscription import Subscription
+    from modscope_client.types import Event
 
-__all__ = ["Watched", "event_writer", "tally"]
-
-
-class Watched(Protocol):
-    """What a watch tells of itself, live or recorded."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Paths of the modules that it watches."""
-
-    @property
-    def step(self) -> int:
-        """step_count at which it was armed."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the watcher should know."""
-
-    @property
-    def counters(self) -> WatchCounters:
-        """Its counters, as they were told last."""
+__all__ = ["event_writer", "follow", "stop", "tally"]
 
 
 def event_writer(
@@ -57,6 +40,34 @@ def event_writer(
     say(begun.format(f"{plural(len(watch.paths), 'module')} from step {watch.step:,}"))
     lines = EventLines(watch.paths, hooks)
     return lambda event: click.echo(lines.line(event))
+
+
+def follow(
+    events: Subscription, show: Callable[[Event], None], count: int | None, *, is_bounded: bool
+) -> None:
+    """Shows events until `count` have been, or there are no more.
+
+    is_bounded: whether an end was asked for, so that a server that closes before is an error.
+    """
+    seen = 0
+    try:
+        for event in events:
+            show(event)
+            seen += 1
+            if seen == count:
+                return
+    except Unavailable as error:
+        if is_bounded or error.reason != "CLOSED":
+            raise
+        note(error.message)
+
+
+def stop(events: Subscription) -> None:
+    """Ends a watch from another thread, whatever became of its server."""
+    try:
+        events.stop()
+    except ModscopeError:
+        events.close()
 
 
 def tally(watch: Watched) -> str:

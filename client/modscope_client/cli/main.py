@@ -47,6 +47,8 @@ VERBS: dict[str, dict[str, str]] = {
         "forward": "Run the model on your input.",
         "watch": "Stream what modules see and give while they work.",
         "export": "Feed a monitoring tool from a watch.",
+        "record": "Record a watch into FILE.",
+        "replay": "Print a recording, or feed it to a monitoring tool.",
         "hooks": "List the hooks that modscope has put on a model.",
         "unhook": "End interventions and watches.",
         "run": "Tell what the training run does; pause it, step it, set breaks.",

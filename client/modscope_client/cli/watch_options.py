@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import click
 from modscope_client.cli.arguments import MODULE_PATH, type_option
 from modscope_client.cli.settings import DURATION
 
-__all__ = ["INTERRUPTED", "limit_options", "stopped_after", "watch_options"]
+__all__ = ["INTERRUPTED", "limit_options", "stopped_after", "stopped_by_signals", "watch_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,3 +106,28 @@ def stopped_after(seconds: float | None, stop: Callable[[], None]) -> Iterator[N
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop`, in a thread of its own, on Ctrl-C or SIGTERM; then exits with 128 + its number.
+
+    Unlike KeyboardInterrupt this never breaks into a write, so that files are whole. A second Ctrl-C is one.
+    """
+    seen: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        threading.Thread(target=stop, daemon=True).start()
+
+    may = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM) if may}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if seen:
+        raise click.exceptions.Exit(128 + seen[0])

@@ -11,7 +11,7 @@ from modscope_client.cli.messages import note, say
 from modscope_client.cli.settings import Settings
 from modscope_client.cli.text import plural
 from modscope_client.cli.verbs import Verb, VerbGroup
-from modscope_client.cli.watch_options import INTERRUPTED, limit_options, stopped_after, watch_options
+from modscope_client.cli.watch_options import limit_options, stopped_after, stopped_by_signals, watch_options
 from modscope_client.sinks import make_sink, sink_names
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def command() -> None:
     Training never waits: events that come faster than they are taken are dropped, and counted. Where
     the server goes, the watch is armed anew as soon as one answers at that address again.
 
-    Ends with 0 after --count or --duration, with 130 on Ctrl-C.
+    Ends with 0 after --count or --duration, with 130 on Ctrl-C, with 143 on SIGTERM.
     """
 
 
@@ -135,13 +135,10 @@ def _run(
         armed=lambda events: _say_armed(sink, events),
         lost=_say_lost,
     )
-    try:
+    with stopped_by_signals(feed.stop):
         with stopped_after(duration, feed.stop):
             feed.run(count)
-    except KeyboardInterrupt:
         say(_total(feed))
-        raise click.exceptions.Exit(INTERRUPTED) from None
-    say(_total(feed))
 
 
 def _say_armed(sink: Sink, events: Subscription) -> None:

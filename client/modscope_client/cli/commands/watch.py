@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from modscope_client.cli.event_output import event_writer, tally
-from modscope_client.cli.messages import note, say
+from modscope_client.cli.event_output import event_writer, follow, stop, tally
+from modscope_client.cli.messages import say
 from modscope_client.cli.settings import Settings
 from modscope_client.cli.verbs import Verb
 from modscope_client.cli.watch_options import INTERRUPTED, limit_options, stopped_after, watch_options
-from modscope_client.errors import ModscopeError, Unavailable
-
-if TYPE_CHECKING:
-    from modscope_client.subscription import Subscription
-    from modscope_client.types import Event
 
 __all__ = ["command"]
 
@@ -44,36 +38,12 @@ def command(settings: Settings, watch: dict[str, Any], count: int | None, durati
     130 on Ctrl-C. However it ends, its hooks are gone.
     """
     with settings.remote_model() as model:
-        with model.watch(**watch) as events, stopped_after(duration, lambda: _stop(events)):
+        with model.watch(**watch) as events, stopped_after(duration, lambda: stop(events)):
             show = event_writer(settings.output, events, watch["hooks"])
             try:
-                _follow(events, show, count, is_bounded=bool(count or duration))
+                follow(events, show, count, is_bounded=bool(count or duration))
             except KeyboardInterrupt:
                 raise click.exceptions.Exit(INTERRUPTED) from None
             finally:
                 if settings.output == "table":
                     say(tally(events))
-
-
-def _follow(
-    events: Subscription, show: Callable[[Event], None], count: int | None, *, is_bounded: bool
-) -> None:
-    """Shows events until `count` have been, or there are no more."""
-    seen = 0
-    try:
-        for event in events:
-            show(event)
-            seen += 1
-            if seen == count:
-                return
-    except Unavailable as error:
-        if is_bounded or error.reason != "CLOSED":
-            raise
-        note(error.message)
-
-
-def _stop(events: Subscription) -> None:
-    try:
-        events.stop()
-    except ModscopeError:
-        events.close()
