@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -292,6 +294,18 @@ def test_copies_of_the_model_are_free_of_the_safe_point(model: nn.Module, safepo
         assert not safepoint.backward_expected
         optimizer.zero_grad()
     assert safepoint.step_count == 0
+
+
+def test_a_copy_of_the_model_keeps_neither_it_nor_the_server_alive() -> None:
+    model = nn.Sequential(nn.Linear(4, 1))
+    point = SafePoint([model])
+    kept = copy.deepcopy(copy.deepcopy(model))
+    point.close()
+    gone = weakref.ref(model), weakref.ref(point)
+    del model, point
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+    assert kept(torch.ones(1, 4)).shape == (1, 1)
 
 
 def test_output_with_a_pending_hook_saves_without_a_warning(model: nn.Module, safepoint: SafePoint) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -132,8 +133,8 @@ def _report_fault() -> None:
 class RootHook:
     """A hook on a registered root.
 
-    It answers for that module alone: on a deep copy it does nothing, and pickled it becomes a
-    function of the standard library that does nothing. Both call signatures of torch are taken,
+    It answers for that module alone: copied or pickled it becomes a function of the standard library
+    that does nothing, so that no copy keeps a server alive. Both call signatures of torch are taken,
     because torch looks up whether a hook wants kwargs after it has listed the hooks.
     """
 
@@ -146,8 +147,8 @@ class RootHook:
         self._activity = listener.activity
         self.fired = 0
 
-    def __deepcopy__(self, memo: dict[int, object]) -> RootHook:
-        return self
+    def __deepcopy__(self, memo: dict[int, object]) -> Callable[..., None]:
+        return contextlib.nullcontext().__exit__
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (contextlib.nullcontext(), "__exit__")
