@@ -151,6 +151,39 @@ def test_an_interrupt_reaches_a_held_loop_and_ends_the_hold(model: nn.Module) ->
     point.close()
 
 
+class Inner(nn.Linear):
+    interrupted = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_after_a_forward_that_was_interrupted_iterations_count_as_before(nested: bool) -> None:
+    inner = Inner(4, 1)
+    model = nn.Sequential(inner) if nested else inner
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    point = SafePoint([model, inner] if nested else [model], optimizers=1)
+    control = heard(point)
+    iterate(model, optimizer)
+    inner.interrupted = True
+    with pytest.raises(KeyboardInterrupt), torch.no_grad():
+        model.eval()(torch.ones(2, 4))
+    inner.interrupted = False
+    model.train()
+    repeat(lambda: iterate(model, optimizer), 2)
+    assert point.step_count == 3
+    assert [(step, place) for step, place, _ in control.boundaries][1:] == [
+        (1, "forward"),
+        (2, "optimizer"),
+        (2, "forward"),
+        (3, "optimizer"),
+    ]
+    point.close()
+
+
 def test_a_chore_is_done_at_each_outermost_forward_and_after_each_step(model: nn.Module) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     point = SafePoint([model], optimizers=1)

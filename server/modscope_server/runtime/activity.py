@@ -7,12 +7,13 @@ import sysconfig
 import threading
 import time
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-__all__ = ["IDLE_AFTER", "Activity", "inside_step"]
+__all__ = ["IDLE_AFTER", "Activity", "inside_another", "inside_step"]
 
 IDLE_AFTER = 1.0
 """Seconds without any movement after which a training thread counts as idle."""
@@ -150,6 +151,17 @@ def inside_step() -> bool:
     return _inside(sys._getframe(1), _STEP)
 
 
+def inside_another(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether one of these modules is being called on the calling thread, beside the innermost call."""
+    ids = {id(module) for module in modules}
+    calls, frame = 0, sys._getframe(1)
+    while frame is not None and calls < 2:
+        if frame.f_code is _CALL:
+            calls += id(frame.f_locals.get("self")) in ids
+        frame = frame.f_back
+    return calls > 1
+
+
 def _step_code() -> frozenset[types.CodeType]:
     """Code objects that stand on the stack of a thread inside an optimizer's step."""
     wrap = Optimizer.profile_hook_step
@@ -167,6 +179,7 @@ def _busy_code() -> frozenset[types.CodeType]:
     return frozenset(function.__code__ for function in functions if hasattr(function, "__code__"))
 
 
+_CALL = torch.nn.Module._call_impl.__code__
 _STEP = _step_code()
 _BUSY = _busy_code() | _STEP
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from modscope_server.runtime.activity import Activity, inside_step
+from modscope_server.runtime.activity import Activity, inside_another, inside_step
 from modscope_server.runtime.pending import PendingForwards
 from modscope_server.runtime.queue import Place
 from modscope_server.runtime.sensors import (
@@ -185,6 +185,9 @@ class Boundaries:
         elif ident != activity.ident:
             return
         self._moved()
+        if activity.depth and not inside_another(self._roots):
+            # Of a forward that an interrupt has ended torch does not tell.
+            activity.depth = 0
         if activity.depth == 0:
             if enabled and not self.pending.attention:
                 self.pending.unfollowed = activity.moves
