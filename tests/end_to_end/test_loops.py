@@ -5,6 +5,8 @@ MODSCOPE_STRESS=10 makes ten times as many changes; `make stress` does.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -91,9 +93,14 @@ def _check_visible(model: Probed, written: list[tuple[float, int]]) -> None:
     """Every forward of a later step finds the value or a newer one; no forward of an earlier step does."""
     assert written
     assert [step for _, step in written] == sorted(step for _, step in written)
+    steps = [step for step, _ in model.seen]
+    values = [value for _, value in model.seen]
+    assert steps == sorted(steps)
+    most_before = [-1.0, *itertools.accumulate(values, max)]
+    least_after = [*reversed([float("inf"), *itertools.accumulate(reversed(values), min)])]
     for value, step in written:
-        assert all(seen >= value for at, seen in model.seen if at > step), (value, step)
-        assert all(seen < value for at, seen in model.seen if at < step), (value, step)
+        assert least_after[bisect.bisect_right(steps, step)] >= value, (value, step)
+        assert most_before[bisect.bisect_left(steps, step)] < value, (value, step)
 
 
 def test_every_kind_of_read_is_served(loop: Loop) -> None:
