@@ -217,6 +217,22 @@ def change(job: Job) -> None:
     check(job.json("get", "head.fc2.bias")["value"] == value, "a wrong shape is refused, nothing changed")
 
 
+def take_back(job: Job) -> None:
+    """The run held, led step by step, one change undone, and the run let go."""
+    job.shown("run", "pause", "--lease", "60s")
+    here = job.step()
+    check(job.step() == here, "a paused run stands, and serves requests")
+    before = job.json("get", "head.fc2.bias")["value"]
+    operation = job.json("set", "head.fc2.bias", "--fill", "3")["id"]
+    job.shown("ops")
+    job.shown("undo", operation)
+    check(job.json("get", "head.fc2.bias")["value"] == before, "the bias is what it was, bit for bit")
+    job.shown("run", "step", "5")
+    check(job.step() == here + 5, "five iterations, no more")
+    job.shown("run", "resume")
+    job.until(lambda: job.step() > here + 5, "training goes on")
+
+
 def save(job: Job) -> None:
     """The state_dict as safetensors."""
     job.shown("state", "save", "model.safetensors")
@@ -256,7 +272,7 @@ def main() -> int:
             job.until(lambda: bool(job.json("ps")), "a server on this host")
             job.until(lambda: job.step() > 0, "a first step")
             job.shown("ps")
-            for part in (look, freeze, change, save):
+            for part in (look, freeze, change, take_back, save):
                 part(job)
                 job.alive()
             learn_again(job)

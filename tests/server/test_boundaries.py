@@ -116,6 +116,23 @@ def test_a_held_loop_serves_everything_and_does_not_move(model: nn.Module) -> No
     point.close()
 
 
+def test_the_time_of_a_hold_is_not_the_loops_own_pace(model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    point = SafePoint([model], optimizers=1)
+    for _ in range(3):
+        iterate(model, optimizer)
+    assert point.steps_per_second > 0
+
+    class Holding(Heard):
+        def boundary(self, step: int, place: str, write_point: bool) -> None:
+            self.point.hold(lambda: True)
+
+    point.control = Holding(point)
+    iterate(model, optimizer)
+    assert point.steps_per_second == 0.0
+    point.close()
+
+
 def test_closing_lets_a_held_loop_go(model: nn.Module) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     point = SafePoint([model], optimizers=1)

@@ -149,6 +149,7 @@ class Boundaries:
     def hold(self, until: Callable[[], bool]) -> None:
         """Keep the training thread at this boundary until `until()`, serving what may be served here."""
         self._turns.hold(until, self._boundary, write=not self.backward_expected)
+        self.steps.forget_pace()
 
     def wake(self) -> None:
         """Have `hold` look at its condition again, now."""

@@ -96,6 +96,10 @@ class StepCounter:
         self._inside_backward = False
         self.forward_is_news = True
 
+    def forget_pace(self) -> None:
+        """The loop stood for a reason that is not its own: its pace is measured anew."""
+        self._times.clear()
+
     def go_to(self, count: int) -> None:
         """Count on from there, as after a return to a snapshot."""
         self.count = count
