@@ -119,6 +119,7 @@ class Feed:
                 self._events = events
                 self._watches += 1
                 self._step = events.step
+                self._reported = ()
                 self._sink.open(events)
             if self._stopping.is_set():
                 return

@@ -34,9 +34,12 @@ def test_jsonl(training: Live, modscope: Modscope, tmp_path: Path) -> None:
 def test_tensorboard(training: Live, modscope: Modscope, tmp_path: Path) -> None:
     outcome = modscope("export", "tensorboard", str(tmp_path), "body.1", "--count", "3", "--every", "2")
     assert outcome.code == 0
-    found = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    found = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "histograms": 0}).Reload()
     points = found.Scalars("forward/body.1/max")
     assert len(points) == 3 and all(point.step % 2 == 0 for point in points)
+    drawn = found.Histograms("forward/body.1/histogram")
+    assert [point.step for point in drawn] == [point.step for point in points]
+    assert all(sum(point.histogram_value.bucket) == 20 for point in drawn)
 
 
 def test_prometheus(training: Live, modscope: Modscope) -> None:
