@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -91,6 +92,36 @@ def test_what_took_effect_is_not_repeated_where_its_digests_failed(
     assert bench.model.weight.tolist() == [[1.0, 1.0]]
     assert bench.listed == [("write", "applied")]
     assert not entry.after
+
+
+def test_a_retry_that_comes_before_the_digests_are_known_waits_for_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied, retried = threading.Event(), threading.Event()
+    compute = operations.digests
+
+    def compute_late(values: Mapping[str, torch.Tensor]) -> dict[str, str]:
+        applied.set()
+        assert not retried.wait(0.2)
+        return compute(values)
+
+    def write(ended: threading.Event) -> None:
+        plans = [lambda: bench.write(1.0)]
+        known.append(
+            bench.operations.carry_out("write", bench.registered, plans, Options(request_id="a")).after
+        )
+        ended.set()
+
+    known: list[Mapping[str, str]] = []
+    monkeypatch.setattr(operations, "digests", compute_late)
+    first = threading.Thread(target=write, args=(threading.Event(),))
+    again = threading.Thread(target=write, args=(retried,))
+    first.start()
+    assert applied.wait(20)
+    again.start()
+    first.join(20)
+    again.join(20)
+    assert [list(after) for after in known] == [["weight"], ["weight"]]
 
 
 def test_a_plan_that_is_refused_leaves_no_entry(bench: Bench) -> None:

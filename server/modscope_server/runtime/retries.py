@@ -37,6 +37,8 @@ class Attempt:
         self.model = model
         self.first: Entry | None = None
         """The operation of the first call that took effect; None while there is none."""
+        self.ended = False
+        """Whether that call is over, and all that can be known of its operation is."""
 
 
 class Retries:
@@ -85,12 +87,12 @@ class Retries:
                         hint="choose a new one for each new change",
                         field="options.request_id",
                     )
-                if known.first is not None:
+                if known.ended:
                     return known
                 late = deadline is not None and time.monotonic() >= deadline
                 if late or (patience.cancelled is not None and patience.cancelled.is_set()):
                     raise NoSafePoint(
-                        f"the first call with request id {request_id!r} still waits for its safe point",
+                        f"the first call with request id {request_id!r} is still under way",
                         hint="call again with the same id and a longer --timeout",
                     )
                 self._changed.wait(_LOOK_AGAIN)
@@ -99,6 +101,7 @@ class Retries:
 
     def _end(self, request_id: str, attempt: Attempt) -> None:
         with self._changed:
+            attempt.ended = True
             if attempt.first is None:
                 self._known.pop(request_id, None)
             while len(self._known) > _REMEMBERED:
