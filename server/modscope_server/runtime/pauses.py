@@ -125,17 +125,7 @@ class Pauses:
 
     def end(self, pause: Pause | None, why: str) -> bool:
         """This one is over; False where it was before."""
-        with self._changed:
-            if pause is None or self.now is not pause:
-                return False
-            self.now = None
-            self._leases.forget(pause.grip.lease_id)
-            early = "" if pause.since is not None else "it was not held yet when the wish for it ended: "
-            self.last_end = early + why
-            self._told()
-            self._changed.notify_all()
-        _LOG.info("the run goes on: %s", self.last_end)
-        return True
+        return pause is not None and self._end(lambda now: now is pause, why)
 
     def renew(self, pause: Pause, seconds: float = 0.0) -> bool:
         """Let its lease hold from now on, for other seconds where they are more; False where it has ended."""
@@ -202,8 +192,21 @@ class Pauses:
         grip.lease_id = lease.id
         return grip
 
+    def _end(self, meant: Callable[[Pause], bool], why: str) -> bool:
+        """The present one is over, where it is the one that is meant; False where it is not."""
+        with self._changed:
+            pause = self.now
+            if pause is None or not meant(pause):
+                return False
+            self.now = None
+            self._leases.forget(pause.grip.lease_id)
+            early = "" if pause.since is not None else "it was not held yet when the wish for it ended: "
+            self.last_end = early + why
+            self._told()
+            self._changed.notify_all()
+        _LOG.info("the run goes on: %s", self.last_end)
+        return True
+
     def _lost(self, grip: Grip, why: str) -> None:
-        """A lease has ended."""
-        pause = self.now
-        if pause is not None and pause.grip is grip:
-            self.end(pause, why)
+        """A lease has ended. What it holds by now may be another pause, or nothing."""
+        self._end(lambda now: now.grip is grip, why)
