@@ -189,7 +189,9 @@ CHANGES = {
 }
 """Verbs that change the model, each of which prints its Operation."""
 
-ELSEWHERE = {"forward", "watch", "export", "record", "replay", "completion", "snapshot"}
+ELSEWHERE = {
+    "forward", "intervene", "unhook", "watch", "export", "record", "replay", "completion", "snapshot",
+}  # fmt: skip
 
 
 def test_every_verb_is_tried_here() -> None:
@@ -233,6 +235,14 @@ def test_a_snapshot_and_back(thin: Thin, job: Job) -> None:
     assert torch.equal(job.model.get_parameter("2.weight"), before)
     assert verb(thin, job, "snapshot", "drop", "before").returncode == 0
     assert data_of(verb(thin, job, "snapshot", "list", "-o", "json")) == []
+
+
+def test_an_intervention_comes_and_goes(thin: Thin, job: Job) -> None:
+    made = data_of(verb(thin, job, "intervene", "0", "--scale", "2", "-o", "json"))
+    listed = data_of(verb(thin, job, "hooks", "-o", "json"))
+    assert any(made["id"] in hook.values() for hook in listed), listed
+    assert verb(thin, job, "unhook", made["id"]).returncode == 0
+    assert not any(made["id"] in hook.values() for hook in data_of(verb(thin, job, "hooks", "-o", "json")))
 
 
 def test_set_reaches_the_model(thin: Thin, job: Job) -> None:
