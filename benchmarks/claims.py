@@ -16,6 +16,7 @@ CLAIMS = {
     "listing": "listing",
     "idle": "idle_step",
     "stall": "stall",
+    "watch": "watch_stats",
     "cli": "cli_start",
 }
 """Module of each claim."""

@@ -22,7 +22,7 @@ from benchmarks.measure import Bar, Effort, Row, measure, ratio
 from benchmarks.processes import workplace
 from examples.digits import DigitClassifier, digits, train_epoch
 
-__all__ = ["run"]
+__all__ = ["run", "without_global_hooks"]
 
 _EPOCHS = 3
 
@@ -71,7 +71,7 @@ class _Loop:
 
     def alone(self) -> float:
         """Seconds a step."""
-        with _without_global_hooks():
+        with without_global_hooks():
             return self._block()
 
     def _block(self) -> float:
@@ -84,7 +84,8 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _without_global_hooks() -> Iterator[None]:
+def without_global_hooks() -> Iterator[None]:
+    """Torch's optimizers as they are in a process that never attached."""
     tables: Any = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
     kept = [dict(table) for table in tables]
     for table in tables:

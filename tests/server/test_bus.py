@@ -82,6 +82,24 @@ def test_a_waiting_drain_wakes_for_an_event_and_for_the_end() -> None:
     assert queue.counters() == Counters(3, 0, 0)
 
 
+def test_a_batch_gathers_until_it_is_large_or_the_stream_ends() -> None:
+    queue = Subscription("a", overflow="drop_oldest", events=40, size=1 << 30)
+    is_large: list[bool] = []
+    # 10 of 40 events are a batch.
+    for number in range(12):
+        is_large.append(queue.linger())
+        queue.publish(draft(number))
+    assert is_large == [False] * 10 + [True] * 2
+    queue.drain(0)
+    assert not queue.linger()
+    queue.publish(draft(0, elements=1 << 18))
+    assert queue.linger()
+    queue.drain(0)
+    assert not queue.linger()
+    queue.end("stopped")
+    assert queue.linger()
+
+
 def test_concurrent_publishers_lose_no_count() -> None:
     queue = Subscription("a", overflow="drop_oldest", events=7, size=1000)
 

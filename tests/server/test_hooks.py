@@ -384,6 +384,7 @@ def test_refusals(manager: HookManager) -> None:
         (BadRequest, {"kinds": ("sideways",)}),
         (BadRequest, {"payload": "everything"}),
         (BadRequest, {"every": 0}),
+        (BadRequest, {"sample": -1}),
     ):
         with pytest.raises(error):
             armed(manager, model, **spec)  # type: ignore[arg-type]

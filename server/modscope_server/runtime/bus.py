@@ -179,12 +179,13 @@ class Subscription:
                     self._crowded.clear()
         return [_event(sequence, draft, dropped) for sequence, draft, _ in taken]
 
-    def linger(self) -> None:
+    def linger(self) -> bool:
         """Let a batch gather, for a moment at most: who wakes for each event stops training for each.
 
-        For a stream that has just sent something; one that was quiet sends its first event at once.
+        Gives whether it is large. For a stream that has just sent something: one that was quiet sends its
+        first event at once.
         """
-        self._crowded.wait(_LINGER)
+        return self._crowded.wait(_LINGER)
 
     def counters(self) -> Counters:
         """What it has seen so far."""
