@@ -196,6 +196,29 @@ def test_one_that_was_acting_and_is_called_no_more() -> None:
         assert told(rpc, made).note == "the module was called last at step 1"
 
 
+def test_its_last_step_passes_whether_it_is_called_or_not() -> None:
+    model = Switched()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with here(model, optimizer) as rpc:
+        made = intervened(rpc, "extra", scale=2.0, stop=1)
+        model.on = False
+        model(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+        assert (told(rpc, made).state, told(rpc, made).applied) == (ENDED, 0)
+        assert not rpc.ListInterventions().interventions
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_script_module_takes_none_and_is_told() -> None:
+    model = nn.Sequential(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), nn.Linear(2, 2))
+    x = torch.ones(1, 2)
+    untouched = model(x)
+    with here(model) as rpc:
+        made = intervened(rpc, "0", scale=2.0)
+        assert (made.state, "ScriptModule" in made.note) == (NOT_ACTING, True)
+        assert torch.equal(model(x), untouched)
+
+
 def test_a_lease_that_nobody_renews_gives_the_values_back() -> None:
     model = nn.Identity()
     ones = torch.ones(2)

@@ -101,6 +101,7 @@ class Intervention:
     @property
     def ended(self) -> str:
         """Why it has ended; "" while it has not."""
+        self.window.is_open(self.window.step_count())
         return self.window.ended or self._all_done()
 
     def arm(self) -> None:
