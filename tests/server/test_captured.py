@@ -69,3 +69,12 @@ def test_samples_of_different_sizes_are_kept_apart(manager: HookManager) -> None
     model(x)
     for watch, sample in zip(watches, (0, 10, 100), strict=True):
         assert drained(watch)[0].values[0].stats == reduce(x, sample=sample).resolve()
+
+
+def test_a_histogram_is_not_taken_from_statistics_alone(manager: HookManager) -> None:
+    model = nn.Identity()
+    armed(manager, model, kinds=("forward_pre",))
+    watch = armed(manager, model, payload="histogram")
+    x = torch.randn(5, 7)
+    model(x)
+    assert drained(watch)[0].values[0].histogram == reduce(x, histogram=True).histogram()
