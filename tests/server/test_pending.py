@@ -106,3 +106,16 @@ def test_a_forward_from_before_the_first_call_is_forgotten_where_nothing_ever_st
     for _ in range(64):
         model(torch.randn(2, 4))
     assert not safepoint.backward_expected
+
+
+def test_an_optimizer_that_steps_no_more_is_no_obstacle_however_often_somebody_calls(
+    model: nn.Module, safepoint: SafePoint
+) -> None:
+    before, now = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    train(model, before, lambda where: None)
+    train(model, now, lambda where: None)
+    for _ in range(64):
+        safepoint.peek(lambda: None)
+        assert safepoint.backward_expected
+        train(model, now, lambda where: None)
+    assert not safepoint.backward_expected

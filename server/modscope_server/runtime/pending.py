@@ -45,11 +45,13 @@ class PendingForwards:
         tell: called as the backward of a followed forward begins.
     """
 
-    __slots__ = ("_followed", "_tell", "attention", "unfollowed", "updates")
+    __slots__ = ("_followed", "_in_a_row", "_last_unfollowed", "_tell", "attention", "unfollowed", "updates")
 
     def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
         self._tell = tell
         self._followed: list[weakref.ref[PendingForward]] = []
+        self._in_a_row = 0
+        self._last_unfollowed = 0
         self.attention = 0
         """How many forwards more are followed."""
         self.unfollowed = 0
@@ -64,8 +66,11 @@ class PendingForwards:
     def follow(self, output: object) -> None:
         """A root has returned `output` with gradients enabled."""
         self.attention -= 1
-        if self.attention == _ATTENTION - _FORGET_AFTER:
-            self.unfollowed = 0
+        if self.unfollowed != self._last_unfollowed:
+            self._last_unfollowed, self._in_a_row = self.unfollowed, 0
+        self._in_a_row += 1
+        if self._in_a_row >= _FORGET_AFTER:
+            self.unfollowed = self._last_unfollowed = 0
         pending = PendingForward(self._tell)
         if _hook_tensors(output, pending):
             if len(self._followed) >= _PRUNE_AT:
