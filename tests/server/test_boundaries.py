@@ -219,8 +219,11 @@ def test_a_chore_is_done_at_each_outermost_forward_and_after_each_step(model: nn
     point.close()
 
 
+@pytest.mark.parametrize("marks", [False, True])
 @pytest.mark.parametrize("overflows", [[0], [1], [0, 1, 2], [2, 4], []])
-def test_a_skipped_step_ends_an_iteration_and_is_told(model: nn.Module, overflows: list[int]) -> None:
+def test_a_skipped_step_ends_an_iteration_and_is_told(
+    model: nn.Module, overflows: list[int], marks: bool
+) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
     point = SafePoint([model], optimizers=1, scaler=scaler)
@@ -231,6 +234,8 @@ def test_a_skipped_step_ends_an_iteration_and_is_told(model: nn.Module, overflow
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+        if marks:
+            point.mark_step()
         assert len(control.updates) == sum(done not in overflows for done in range(number + 1))
     model(torch.randn(2, 4))
     assert point.step_count == 6

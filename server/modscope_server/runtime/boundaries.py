@@ -167,9 +167,9 @@ class Boundaries:
             return
         self.activity.adopt()
         self._moved()
+        self._skipping.look(stepped=self.steps.ended)
         self.steps.mark()
         self.pending.updates[id(self)] = self.activity.moves
-        self._skipping.forget()
         if report is not None:
             report(self.steps.count)
         self._turns.serve("mark", write=not self.backward_expected)

@@ -26,7 +26,7 @@ class SkippedSteps:
         return self._scaler is not None
 
     def look(self, *, stepped: bool) -> bool:
-        """Whether the iteration that just ended was skipped; asked once at each training forward."""
+        """Whether the iteration that just ended was skipped; asked at each training forward and each mark."""
         version = self._version()
         updated = version is not None and version != (self._seen or (version[0], 0))
         self._seen = version
