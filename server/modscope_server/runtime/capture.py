@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -85,10 +84,10 @@ class _Hook:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-def let_observers_follow(hooks: OrderedDict[int, Any]) -> None:
-    """Move taps behind the other hooks of a module, so that they see what these give."""
+def let_observers_follow(hooks: dict[int, Any]) -> None:
+    """Move taps behind the other hooks of a module, so that they see what these give; at a write point."""
     for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
-        hooks.move_to_end(key)
+        hooks[key] = hooks.pop(key)
 
 
 class ModuleTap:
