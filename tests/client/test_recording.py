@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from modscope import __version__
+from modscope_client import recording_file
 from modscope_client.errors import InvalidArgument, NotFound
 from modscope_client.recording import Recorder, Recording, pour
 from modscope_client.sinks import make_sink
@@ -108,7 +109,38 @@ def test_a_file_that_breaks_off_anywhere(tmp_path: Path) -> None:
     assert counts == {"TRUNCATED", "NOT_A_RECORDING"}
 
 
-def test_a_killed_recorder_leaves_what_it_had_flushed(tmp_path: Path) -> None:
+def test_a_recorder_that_is_killed_loses_no_more_than_its_last_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording_file, "_FLUSH_SECONDS", 0.0)
+    with served(module()) as live:
+        subscription = live.model.watch("0")
+        with Recorder(tmp_path / "r", live.model.info(), subscription.request) as recorder:
+            subscription.tap = recorder.take
+            with subscription as events:
+                live.module(torch.ones(1, 3))
+                seen = next(events)
+                (tmp_path / "left").write_bytes((tmp_path / "r").read_bytes())
+    with Recording(tmp_path / "left") as recording:
+        assert next(recording) == seen
+        with pytest.raises(InvalidArgument, match="breaks off"):
+            next(recording)
+
+
+def test_an_end_that_counts_other_messages(tmp_path: Path) -> None:
+    with served(module()) as live:
+        seen = record(live, tmp_path / "r", steps=1)
+    content = bytearray(gzip.decompress((tmp_path / "r").read_bytes()))
+    content[-4] += 1
+    (tmp_path / "r").write_bytes(gzip.compress(content))
+    with Recording(tmp_path / "r") as recording:
+        assert [next(recording) for _ in seen] == seen
+        with pytest.raises(InvalidArgument, match="messages and says") as caught:
+            next(recording)
+    assert caught.value.reason == "DAMAGED"
+
+
+def test_a_recording_that_was_not_finished_is_poured_up_to_there(tmp_path: Path) -> None:
     with served(module()) as live:
         subscription = live.model.watch("0")
         recorder = Recorder(tmp_path / "r", live.model.info(), subscription.request)

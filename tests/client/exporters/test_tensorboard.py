@@ -61,6 +61,7 @@ def test_a_run_that_begins_anew_has_a_folder_of_its_own(tmp_path: Path) -> None:
     sink.emit(event(step=8))
     sink.open(Armed(step=8))
     sink.emit(event(step=9))
+    sink.metrics(METRICS)
     sink.open(Armed(step=0))
     sink.emit(event(step=0))
     sink.metrics(METRICS)
