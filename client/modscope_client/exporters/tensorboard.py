@@ -22,8 +22,8 @@ _FLUSH_SECONDS = 5.0
 class TensorBoard:
     """Writes one event file, with tensorboardX, into a folder.
 
-    A run that begins anew, so that its steps do, is written to a folder of its own below it
-    (`restart-1`): TensorBoard shows both, and neither hides points of the other.
+    A watch that is armed again at an earlier step is of a run that has begun anew. It is written to a folder
+    of its own below (`restart-1`): TensorBoard shows both, and neither hides points of the other.
     """
 
     serves = False
