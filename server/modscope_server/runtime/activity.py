@@ -94,7 +94,7 @@ class Activity:
         stands = now - self._since
         if stands < IDLE_AFTER or (asleep and stands < _AWAKE_FOR and now - self._used_at < IDLE_AFTER):
             return False
-        return not _inside(frame, _BUSY)
+        return not _inside(frame, _BUSY | _compiled_code())
 
     def _processor_time(self) -> float:
         """Seconds of processor time that the training thread has used; 0.0 where the system does not tell."""
@@ -164,8 +164,8 @@ def inside_another(modules: Iterable[torch.nn.Module]) -> bool:
 
 def _step_code() -> frozenset[types.CodeType]:
     """Code objects that stand on the stack of a thread inside an optimizer's step."""
-    wrap = Optimizer.profile_hook_step
-    return frozenset(const for const in wrap.__code__.co_consts if isinstance(const, types.CodeType))
+    wrap: Any = Optimizer.profile_hook_step
+    return _inner_code(wrap)
 
 
 def _busy_code() -> frozenset[types.CodeType]:
@@ -177,6 +177,17 @@ def _busy_code() -> frozenset[types.CodeType]:
         torch.Tensor.backward,
     ]
     return frozenset(function.__code__ for function in functions if hasattr(function, "__code__"))
+
+
+def _compiled_code() -> frozenset[types.CodeType]:
+    """Code objects that stand on the stack of a thread inside a compiled function."""
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+    enter = getattr(dynamo, "_TorchDynamoContext", None)
+    return frozenset() if enter is None else _inner_code(enter.__call__)
+
+
+def _inner_code(function: types.FunctionType) -> frozenset[types.CodeType]:
+    return frozenset(const for const in function.__code__.co_consts if isinstance(const, types.CodeType))
 
 
 _CALL = torch.nn.Module._call_impl.__code__
