@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +342,7 @@ def test_an_error_behind_a_scope_never_reaches_the_loop(caplog: pytest.LogCaptur
         address = token = viewer_token = ""
         step_count = 7
 
-        def step(self) -> None:
+        def step(self, metrics: Mapping[str, Any]) -> None:
             raise RuntimeError("step")
 
         def close(self) -> None:

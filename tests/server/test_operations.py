@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -100,7 +100,7 @@ def test_a_retry_that_comes_before_the_digests_are_known_waits_for_them(
     applied, retried = threading.Event(), threading.Event()
     compute = operations.digests
 
-    def compute_late(values: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    def compute_late(values: dict[str, torch.Tensor]) -> dict[str, str]:
         applied.set()
         assert not retried.wait(0.2)
         return compute(values)

@@ -154,7 +154,8 @@ def inside_step() -> bool:
 def inside_another(modules: Iterable[torch.nn.Module]) -> bool:
     """Whether one of these modules is being called on the calling thread, beside the innermost call."""
     ids = {id(module) for module in modules}
-    calls, frame = 0, sys._getframe(1)
+    calls = 0
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and calls < 2:
         if frame.f_code is _CALL:
             calls += id(frame.f_locals.get("self")) in ids
