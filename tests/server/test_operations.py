@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
+from modscope_server.inspection import memento
 from modscope_server.inspection.changes import Change
 from modscope_server.inspection.edits import plan_write
 from modscope_server.runtime import operations
@@ -98,7 +99,7 @@ def test_a_retry_that_comes_before_the_digests_are_known_waits_for_them(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     applied, retried = threading.Event(), threading.Event()
-    compute = operations.digests
+    compute = memento.digests
 
     def compute_late(values: dict[str, torch.Tensor]) -> dict[str, str]:
         applied.set()
