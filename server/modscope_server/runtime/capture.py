@@ -279,6 +279,9 @@ class ModuleTap:
         return [sink for sink in sinks if call.step % sink.every == 0] if sinks else []
 
     def _wants_gradients(self, call: _Call) -> bool:
+        serving = self._serving
+        if not serving["backward_pre"] and not serving["backward"]:
+            return False
         return bool(self._wanting("backward_pre", call) or self._wanting("backward", call))
 
 
