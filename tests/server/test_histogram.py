@@ -128,6 +128,12 @@ def test_equal_elements_share_one_bucket_without_width(path: str) -> None:
     assert PATHS[path](torch.full((5,), math.nan)) is None
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_both_zeros_are_in_one_bucket(path: str) -> None:
+    found = check(torch.tensor([-1.0, -0.0, 0.0, 1.0]), path)
+    assert [count for count in found.counts if count] == [1, 2, 1]
+
+
 def test_what_has_no_order_or_no_elements_has_no_histogram() -> None:
     assert on_cpu(torch.empty(0)) is None
     assert on_cpu(torch.complex(normal(5), normal(5))) is None

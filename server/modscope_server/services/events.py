@@ -1,7 +1,7 @@
 """Events -> the messages of a watch's stream.
 
-Fields are set one by one in the message that is sent: that takes half of what the constructors and a copy
-take, and it is time in which a training thread in Python waits.
+Fields are set one by one in the message that is sent, and only where they differ from what an empty one says:
+that takes a third of what constructors and a copy take, and it is time in which a training thread waits.
 """
 
 from __future__ import annotations
@@ -53,21 +53,26 @@ def _event(record: HookEvent, message: event_pb2.Event) -> None:
     message.path = record.path
     message.type = record.type
     message.hook = HOOK_KINDS[record.hook]
-    message.call = record.call
+    if record.call:
+        message.call = record.call
     time, seconds = message.time, int(record.time)
     time.seconds = seconds
     time.nanos = int((record.time - seconds) * 1e9)
-    message.dropped = record.dropped
     message.raw_path = record.raw_path
-    message.recompute = record.recompute
+    if record.dropped:
+        message.dropped = record.dropped
+    if record.recompute:
+        message.recompute = True
     for value in record.values:
         _value(value, message.values.add())
 
 
 def _value(value: HookValue, message: event_pb2.ValueInfo) -> None:
     message.role = _ROLES[value.role]
-    message.key = value.key
-    message.note = value.note
+    if value.key:
+        message.key = value.key
+    if value.note:
+        message.note = value.note
     if value.dtype is not None:
         message.shape.extend(value.shape)
         message.dtype = value.dtype
@@ -85,9 +90,12 @@ def _value(value: HookValue, message: event_pb2.ValueInfo) -> None:
 def _stats(record: StatsRecord, message: tensor_pb2.Stats) -> None:
     message.SetInParent()
     message.count = record.count
-    message.zeros = record.zeros
-    message.nan = record.nan
-    message.inf = record.inf
+    if record.zeros:
+        message.zeros = record.zeros
+    if record.nan:
+        message.nan = record.nan
+    if record.inf:
+        message.inf = record.inf
     if record.norm is None or record.std is None:
         return
     message.std = record.std
