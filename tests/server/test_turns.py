@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from modscope_server.errors import Closed
 from modscope_server.runtime.safepoint import Kind, SafePoint
 
 TIMEOUT = 20.0
@@ -75,6 +77,11 @@ def iterate(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    while True:
+        iterate(model, optimizer)
+
+
 @pytest.mark.parametrize("seen_before", [False, True])
 def test_a_step_waits_for_a_request_that_found_the_thread_idle(model: nn.Module, seen_before: bool) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -134,4 +141,38 @@ def test_a_step_inside_of_backward_waits(model: nn.Module) -> None:
         assert torch.equal(weight, before)
     assert trainer.done()
     assert not torch.equal(weight, before)
+    point.close()
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_an_interrupt_as_a_request_is_served_ends_it_and_leaves_the_loop_as_it_was(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    point = SafePoint([model], optimizers=1)
+    iterate(model, optimizer)
+    refresh = point._turns.refresh
+    left = when
+    ended = threading.Event()
+
+    def interrupted() -> None:
+        nonlocal left
+        left -= threading.current_thread() is threading.main_thread()
+        if left == 0:
+            raise KeyboardInterrupt
+        refresh()
+
+    def ask() -> None:
+        with contextlib.suppress(Closed):
+            point.run(lambda: None, timeout=TIMEOUT)
+        ended.set()
+
+    monkeypatch.setattr(point._turns, "refresh", interrupted)
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, optimizer)
+    assert ended.wait(TIMEOUT)
+    steps = point.step_count
+    iterate(model, optimizer)
+    assert point.step_count == steps + 1
     point.close()

@@ -17,18 +17,16 @@ class neutral_modes:  # noqa: N801 - reads as a context manager
     """
 
     def __enter__(self) -> None:
-        self._stack: list[contextlib.AbstractContextManager[Any]] = []
-        inference = torch.is_inference_mode_enabled()
-        if inference:
-            self._stack.append(torch.inference_mode(False))
-        if inference or torch.is_grad_enabled():
-            self._stack.append(torch.no_grad())
-        for device in ("cpu", "cuda", "mps"):
-            if torch.is_autocast_enabled(device):
-                self._stack.append(torch.autocast(device, enabled=False))
-        for context in self._stack:
-            context.__enter__()
+        with contextlib.ExitStack() as stack:
+            inference = torch.is_inference_mode_enabled()
+            if inference:
+                stack.enter_context(torch.inference_mode(False))
+            if inference or torch.is_grad_enabled():
+                stack.enter_context(torch.no_grad())
+            for device in ("cpu", "cuda", "mps"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            self._stack = stack.pop_all()
 
     def __exit__(self, *exc: Any) -> None:
-        for context in reversed(self._stack):
-            context.__exit__(*exc)
+        self._stack.__exit__(*exc)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
 __all__ = ["Kind", "Place", "Request", "RequestQueue"]
@@ -57,23 +57,21 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._waiting)
+
     def add(self, request: Request) -> None:
         """Let a request wait."""
         with self._mutex:
             self._waiting = [*self._waiting, request]
         self._changed()
 
-    def take(
+    def ready(
         self, kinds: Collection[Kind], place: Place | None = None, *, anywhere: bool = True
     ) -> list[Request]:
-        """The requests of these kinds; they wait no more. Without `anywhere`, those that admit the place."""
-        with self._mutex:
-            ready = [request for request in self._waiting if request.kind in kinds]
-            taken = ready if anywhere else [request for request in ready if request.admits(place)]
-            self._waiting = [request for request in self._waiting if request not in taken]
-        if taken:
-            self._changed()
-        return taken
+        """The requests of these kinds; they wait on. Without `anywhere`, those that admit the place."""
+        ready = [request for request in self._waiting if request.kind in kinds]
+        return ready if anywhere else [request for request in ready if request.admits(place)]
 
     def withdraw(self, request: Request) -> bool:
         """Take a request back; False where it has been taken already."""

@@ -146,8 +146,7 @@ class SafePoint(Boundaries):
         self._turns.closed = True
         self._turns.refresh()
         self.stop_sensing()
-        for request in self._turns.queue.take(("read", "grad", "write")):
-            request.fail(Closed("the server closed before the model could be reached"))
+        self._turns.refuse("the server closed before the model could be reached")
 
     def abandon(self) -> None:
         """Make all hooks inert without a lock: for a forked child, where locks may be held forever."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -94,24 +94,27 @@ class Turns:
         reads = held or self.reads_wait() <= 0
         admitted: dict[Kind, bool] = {"read": reads, "grad": reads and grad, "write": write}
         kinds = [kind for kind, here in admitted.items() if here]
-        ready = self.queue.take(kinds, place, anywhere=held)
+        ready = self.queue.ready(kinds, place, anywhere=held)
         if not ready:
             return
         began = time.monotonic()
-        with self._running:
-            self.place = place
-            self._set_server(threading.get_ident())
-            try:
-                for request in ready:
-                    self._finish(request)
-            finally:
-                self.place = None
-                self._set_server(None)
-                if not held and any(request.kind != "write" for request in ready):
-                    ended = time.monotonic()
-                    self._reads_resume = ended + (ended - began) * (1 / self._read_share - 1)
-                for request in ready:
-                    request.fail(Closed("training was interrupted before this request was served"))
+        try:
+            with self._running:
+                self._serve_all(ready, place)
+        except BaseException:
+            # An interrupt comes through to the loop; nobody would serve what it has met here.
+            self.refuse("training was interrupted before this request was served", ready)
+            raise
+        finally:
+            if not held and any(request.kind != "write" for request in ready):
+                ended = time.monotonic()
+                self._reads_resume = ended + (ended - began) * (1 / self._read_share - 1)
+
+    def refuse(self, why: str, requests: Iterable[Request] | None = None) -> None:
+        """Fail these requests, or all that wait, where they have not ended."""
+        for request in self.queue if requests is None else requests:
+            self.queue.withdraw(request)
+            request.fail(Closed(why))
 
     def hold(self, until: Callable[[], bool], place: Place | None, *, write: bool) -> None:
         """Keep the training thread here until `until()` is true, serving every request that comes.
@@ -129,9 +132,16 @@ class Turns:
         finally:
             self._activity.held = False
 
-    def _set_server(self, ident: int | None) -> None:
-        self.server = ident
-        self.refresh()
+    def _serve_all(self, requests: Iterable[Request], place: Place | None) -> None:
+        try:
+            self.place, self.server = place, threading.get_ident()
+            self.refresh()
+            for request in requests:
+                if self.queue.withdraw(request):
+                    self._finish(request)
+        finally:
+            self.place = self.server = None
+            self.refresh()
 
     def _finish(self, request: Request) -> None:
         try:
