@@ -14,6 +14,7 @@ import torch
 from modscope.v1 import run_pb2
 from modscope.v1.parameter_service_pb2 import WriteTensorRequest
 from modscope_server.inspection.tensors import to_data
+from modscope_server.runtime import run_control
 from tests.server.rpc import TIMEOUT, spec, until, uploaded
 from tests.server.run_support import Run, running, state_of
 
@@ -160,6 +161,26 @@ def test_an_interrupt_while_paused_reaches_the_loop() -> None:
         assert status.last_resume == "KeyboardInterrupt was raised into the loop"
         assert not status.HasField("pause")
         assert run.scope._backend._safepoint.control is None
+
+
+def test_an_interrupt_that_comes_just_before_the_loop_is_held_ends_the_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hold(until: Callable[[], bool]) -> None:
+        raise AssertionError("the loop is held")
+
+    def told(message: str, *args: object) -> None:
+        if message.startswith("the run is paused"):
+            raise KeyboardInterrupt
+
+    with running(start=False) as run:
+        monkeypatch.setattr(run_control._LOG, "info", told)
+        monkeypatch.setattr(run.scope._backend._safepoint, "hold", hold)
+        run.rpc.Pause()
+        run.start()
+        assert run.ended()
+        assert isinstance(run.error, KeyboardInterrupt)
+        assert not run.status.HasField("pause")
 
 
 def test_closing_the_scope_lets_a_paused_loop_go() -> None:

@@ -173,11 +173,11 @@ class RunControl:
             self._pauses.hit(hit.expression, hit.id, hit.lease_seconds, hit.who)
 
     def _hold(self, pause: Pause) -> None:
-        if not self._pauses.hold(pause):
-            return
-        _LOG.info("the run is paused at step %d: %s", self._safepoint.step_count, pause.reason)
         why = "the server closed"
         try:
+            if not self._pauses.hold(pause):
+                return
+            _LOG.info("the run is paused at step %d: %s", self._safepoint.step_count, pause.reason)
             self._safepoint.hold(partial(self._released, pause))
             if not threading.main_thread().is_alive():
                 why = "the interpreter exits"
@@ -185,7 +185,8 @@ class RunControl:
             why = f"{type(error).__name__} was raised into the loop"
             raise
         finally:
-            self._seen = self._acted = self._safepoint.step_count
+            if pause.since is not None:
+                self._seen = self._acted = self._safepoint.step_count
             self._pauses.end(pause, why)
 
     def _released(self, pause: Pause) -> bool:
