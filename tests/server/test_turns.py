@@ -111,6 +111,15 @@ def test_a_forward_waits(model: nn.Module) -> None:
     point.close()
 
 
+def test_a_thread_that_closes_the_safe_point_waits_for_the_request_that_runs(model: nn.Module) -> None:
+    point = SafePoint([model])
+    trainer = Trainer()
+    with Busy(point):
+        trainer.begin(point.close)
+        assert not trainer.done(0.2)
+    assert trainer.done()
+
+
 def test_a_backward_waits_for_a_read_of_gradients(model: nn.Module) -> None:
     point = SafePoint([model], optimizers=1)
     point.peek(lambda: None)

@@ -142,9 +142,10 @@ class SafePoint(Boundaries):
         return Answer(fn(), self.step_count)
 
     def close(self) -> None:
-        """Take all hooks off and fail what waits. Idempotent."""
+        """Let the request that runs end, take all hooks off and fail what waits. Idempotent."""
         self._turns.closed = True
         self._turns.refresh()
+        self._turns.settle()
         self.stop_sensing()
         self._turns.refuse("the server closed before the model could be reached")
 

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _TICK = 0.02
 _LOOK_AGAIN = 0.1
+_SETTLES = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Turns:
         if not self._running.acquire(timeout=_TICK):
             return False
         self._set_busy(True)
-        if self._activity.moves != moves or not self._activity.idle(asleep=asleep):
+        if self.closed or self._activity.moves != moves or not self._activity.idle(asleep=asleep):
             self.let_go()
             return False
         return True
@@ -192,6 +193,11 @@ class Turns:
         """Run `fn` as a part of the request that runs already."""
         with neutral_modes():
             return Answer(fn(), self._step_count(), notes)
+
+    def settle(self) -> None:
+        """Wait a while for the request that runs, where the calling thread is no part of it."""
+        if not self.taken_by_caller and self._running.acquire(timeout=_SETTLES):
+            self._running.release()
 
     def let_go(self) -> None:
         """Give the model back to the training thread."""
