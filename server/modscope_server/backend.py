@@ -78,14 +78,15 @@ class Backend:
         self._safepoint.mark_step(lambda step: self._metrics.report(step, metrics))
 
     def close(self) -> None:
-        """Take every hook off, end every call, and leave nothing behind."""
-        self._place.remove()
-        self._control.close()
-        self._leases.close()
-        self._hooks.stop_all("server closed")
-        self._interventions.close()
-        self._safepoint.close()
-        self._server.stop()
+        """Take every hook off, end every call, leave nothing behind; a part that fails does not keep the rest."""
+        with ExitStack() as ends:
+            ends.callback(self._server.stop)
+            ends.callback(self._safepoint.close)
+            ends.callback(self._interventions.close)
+            ends.callback(self._hooks.stop_all, "server closed")
+            ends.callback(self._leases.close)
+            ends.callback(self._control.close)
+            ends.callback(self._place.remove)
 
     def abandon(self) -> None:
         """Become inert in a forked child, taking no lock."""

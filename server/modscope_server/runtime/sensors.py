@@ -127,7 +127,9 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 def _report_fault() -> None:
     """A fault of ours is logged and never reaches the training loop."""
-    _LOG.exception("a safe point hook failed; training goes on")
+    # What handles logs is the user's, and may raise itself.
+    with contextlib.suppress(Exception):
+        _LOG.exception("a safe point hook failed; training goes on")
 
 
 class RootHook:

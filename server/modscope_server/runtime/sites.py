@@ -79,8 +79,8 @@ class _Hook:
             site.fault(error)
             return None
 
-    def __deepcopy__(self, memo: dict[int, object]) -> _Hook:
-        return self
+    def __deepcopy__(self, memo: dict[int, object]) -> Callable[..., None]:
+        return contextlib.nullcontext().__exit__
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (contextlib.nullcontext(), "__exit__")
