@@ -78,7 +78,7 @@ class Backend:
         self._safepoint.mark_step(lambda step: self._metrics.report(step, metrics))
 
     def close(self) -> None:
-        """Take every hook off, end every call, leave nothing behind; a part that fails does not keep the rest."""
+        """Take every hook off, end every call, leave nothing behind; one part that fails stops no other."""
         with ExitStack() as ends:
             ends.callback(self._server.stop)
             ends.callback(self._safepoint.close)
