@@ -44,7 +44,9 @@ class Registry:
         self._given = list(optimizers)
         self.ours = {id(optimizer) for optimizer in optimizers}
         """Ids of the optimizers that are known to hold parameters of these models."""
-        self._found: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
+        self._found: weakref.WeakKeyDictionary[Optimizer, None] = weakref.WeakKeyDictionary()
+        self._strangers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        """Optimizers that held nothing of these models, with how many parameters they held then."""
         self._step_count: Callable[[], int] = lambda: 0
 
     def count_steps_with(self, step_count: Callable[[], int]) -> None:
@@ -72,7 +74,7 @@ class Registry:
 
     def optimizers(self) -> list[Optimizer]:
         """Those given, then those found."""
-        return self._given + [optimizer for optimizer, ours in list(self._found.items()) if ours]
+        return self._given + list(self._found)
 
     def groups(self) -> Groups:
         """Their parameter groups, numbered over all of them."""
@@ -83,12 +85,15 @@ class Registry:
         return id(optimizer) in self.ours or self._finds(optimizer)
 
     def _finds(self, optimizer: Optimizer) -> bool:
-        known = self._found.get(optimizer)
-        if known is None:
-            mine = {id(parameter) for root in self.models.values() for parameter in root.parameters()}
-            known = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
-            self._found[optimizer] = known
-            if known:
-                self.ours.add(id(optimizer))
-                weakref.finalize(optimizer, self.ours.discard, id(optimizer)).atexit = False
-        return known
+        """Whether an optimizer that was not known to be ours is; looked at again when it takes parameters."""
+        held = [id(param) for group in optimizer.param_groups for param in group["params"]]
+        if self._strangers.get(optimizer) == len(held):
+            return False
+        mine = {id(parameter) for root in self.models.values() for parameter in root.parameters()}
+        if mine.isdisjoint(held):
+            self._strangers[optimizer] = len(held)
+            return False
+        self._found[optimizer] = None
+        self.ours.add(id(optimizer))
+        weakref.finalize(optimizer, self.ours.discard, id(optimizer)).atexit = False
+        return True
