@@ -46,7 +46,8 @@ def test_frozen_in_a_running_loop(name: str, set_to_none: bool, micro: int) -> N
     frozen = places(model)
     for values in run.values[at:]:
         assert [same_values(values, run.values[at])[place] for place in frozen] == [True] * len(frozen)
-    assert not any(same_values(run.values[at - 1], run.values[at]))
+    # Over all steps: Rprop leaves an element where it is for one whose gradient has changed its sign.
+    assert not any(same_values(run.values[0], run.values[at]))
 
     twin = Repeatable(other, MAKERS[name](other.parameters()), set_to_none=set_to_none, micro=micro)
     twin.run_to(at)
