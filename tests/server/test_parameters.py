@@ -14,11 +14,10 @@ from torch.optim import SGD, Adam
 from modscope_server.errors import BadRequest, NoGrad, UnknownPath
 from modscope_server.inspection.optimizers import Groups
 from modscope_server.inspection.parameters import (
-    buffer_records,
     find_tensor,
     located_buffers,
     located_parameters,
-    parameter_records,
+    records_of,
     tensor_of,
     tensor_record,
 )
@@ -42,7 +41,7 @@ def test_parameters_are_named_parameters(name: str) -> None:
     assert all(one.tensor is tensor for one, (_, tensor) in zip(located, named, strict=True))
     paths = everywhere(list(root.named_parameters(remove_duplicate=False)))
     modules = dict(root.named_modules())
-    for one, record in zip(located, parameter_records(root), strict=True):
+    for one, record in zip(located, records_of(located_parameters(root)), strict=True):
         tensor = one.tensor
         lazy = isinstance(tensor, nn.UninitializedParameter)
         assert one.aliases == record.tied_with == tuple(paths[id(tensor)][1:])
@@ -68,7 +67,7 @@ def test_buffers_are_named_buffers(name: str) -> None:
     assert all(one.tensor is tensor for one, (_, tensor) in zip(located, named, strict=True))
     carried = {key for key in root.state_dict(keep_vars=True) if not key.endswith("_extra_state")}
     paths = everywhere(list(root.named_buffers(remove_duplicate=False)))
-    for one, record in zip(located, buffer_records(root), strict=True):
+    for one, record in zip(located, records_of(located_buffers(root)), strict=True):
         assert record.persistent is one.persistent is (one.path in carried)
         assert record.tied_with == tuple(paths[id(one.tensor)][1:])
         assert f"torch.{record.dtype}" == str(one.tensor.dtype)
@@ -192,7 +191,9 @@ def test_gradients_and_groups_are_told() -> None:
     pair: list[dict[str, Any]] = [{"params": [root.w1.weight]}, {"params": [root.w1.bias]}]
     first = SGD(pair, lr=0.1)
     second = Adam(root.w3.parameters())
-    records = {record.path: record for record in parameter_records(root, Groups.of([first, second]))}
+    records = {
+        record.path: record for record in records_of(located_parameters(root), Groups.of([first, second]))
+    }
     assert {path: record.has_grad for path, record in records.items()} == {
         path: p.grad is not None for path, p in root.named_parameters()
     }
@@ -230,7 +231,7 @@ def test_a_buffer_that_autograd_made_is_listed_without_a_warning() -> None:
     root.register_buffer("kept", leaf * 3)
     root.kept.retain_grad()
     root.kept.sum().backward()
-    assert [(r.path, r.requires_grad, r.has_grad) for r in buffer_records(root)] == [
+    assert [(r.path, r.requires_grad, r.has_grad) for r in records_of(located_buffers(root))] == [
         ("made", True, False),
         ("kept", True, True),
     ]
@@ -238,7 +239,10 @@ def test_a_buffer_that_autograd_made_is_listed_without_a_warning() -> None:
 
 def test_what_cannot_be_read_is_listed_with_what_is_known() -> None:
     root = unreadable()
-    records = {record.path: record for record in parameter_records(root) + buffer_records(root)}
+    records = {
+        record.path: record
+        for record in records_of(located_parameters(root)) + records_of(located_buffers(root))
+    }
     assert {path: record.unreadable.partition(":")[0] for path, record in records.items()} == {
         "plain": "",
         "lazy": "uninitialized (lazy)",
@@ -271,10 +275,10 @@ def test_a_subclass_is_listed_without_its_own_code() -> None:
         root._buffers["jagged"] = torch.nested.nested_tensor(
             [torch.ones(2), torch.ones(3)], layout=torch.jagged
         )
-    record = parameter_records(root, Groups.of([]))[-1]
+    record = records_of(located_parameters(root), Groups.of([]))[-1]
     assert (record.path, record.shape, record.numel, record.unreadable) == ("loud", (3,), 3, "")
     assert module_records(root)[0].parameters == 9
-    (jagged,) = buffer_records(root)
+    (jagged,) = records_of(located_buffers(root))
     assert jagged.shape == ()
     assert "NestedTensor" in jagged.unreadable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -13,10 +14,10 @@ from modscope_server.inspection.backup import TensorCopy, writing_to
 from modscope_server.inspection.copies import bytes_of, copied, put_into, same
 from modscope_server.inspection.tensors import dtype_name, has_grad, shape_of
 
-__all__ = ["Flag", "Gradient", "Groups", "Kept", "Other", "State", "Training", "Value"]
+__all__ = ["Flag", "Gradient", "Groups", "Kept", "Other", "Repeatable", "State", "Training", "Value"]
 
 
-class Kept:
+class Kept(ABC):
     """One thing as it was."""
 
     nbytes = 0
@@ -28,9 +29,9 @@ class Kept:
         """Put it back at the safe point at which it was kept."""
         self.restore()
 
+    @abstractmethod
     def restore(self) -> None:
         """Put it back at a later safe point."""
-        raise NotImplementedError
 
     def obstacle(self) -> str:
         """Why `restore` cannot be; "" where it can."""
@@ -40,12 +41,16 @@ class Kept:
         """The change is done: whether there is something to restore, the unchanged let go."""
         return True
 
-    def again(self) -> Kept:
+
+class Repeatable(Kept):
+    """One that can be kept anew, so that an undo can be undone."""
+
+    @abstractmethod
+    def again(self) -> Repeatable:
         """The same thing as it is now."""
-        raise NotImplementedError
 
 
-class Value(Kept):
+class Value(Repeatable):
     """The elements of a tensor."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
@@ -81,7 +86,7 @@ class Value(Kept):
         return Value(self.tensor)
 
 
-class Flag(Kept):
+class Flag(Repeatable):
     """requires_grad of a tensor."""
 
     def __init__(self, path: str, tensor: torch.Tensor) -> None:
@@ -100,7 +105,7 @@ class Flag(Kept):
         return Flag(self.path, self.tensor)
 
 
-class Gradient(Kept):
+class Gradient(Repeatable):
     """The gradient of a tensor, for a rollback alone: a later step has another one."""
 
     def __init__(self, tensor: torch.Tensor, *, copy: bool = True) -> None:
@@ -125,7 +130,7 @@ class Gradient(Kept):
         return Gradient(self._tensor)
 
 
-class State(Kept):
+class State(Repeatable):
     """What an optimizer remembers of a parameter."""
 
     def __init__(self, optimizer: Optimizer, param: torch.Tensor) -> None:
@@ -153,7 +158,7 @@ class State(Kept):
         return State(self._optimizer, self._param)
 
 
-class Groups(Kept):
+class Groups(Repeatable):
     """The hyper-parameters and the members of the groups of an optimizer."""
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -219,7 +224,7 @@ class Groups(Kept):
         return now
 
 
-class Training(Kept):
+class Training(Repeatable):
     """The training flag of a module, its own alone."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -151,7 +151,7 @@ class Memento:
             if isinstance(one, kept.Other):
                 if one.keep_again is not None:
                     one.keep_again(now)
-            else:
+            elif isinstance(one, kept.Repeatable):
                 now._add(key, one.again())
         now._paths = {
             path: now._kept[("value", id(value.tensor))]  # type: ignore[misc]

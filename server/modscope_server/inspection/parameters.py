@@ -25,11 +25,9 @@ from modscope_server.inspection.walk import walk
 
 __all__ = [
     "LocatedTensor",
-    "buffer_records",
     "find_tensor",
     "located_buffers",
     "located_parameters",
-    "parameter_records",
     "record_of",
     "records_of",
     "tensor_of",
@@ -45,16 +43,6 @@ def located_parameters(root: nn.Module) -> list[LocatedTensor]:
 def located_buffers(root: nn.Module) -> list[LocatedTensor]:
     """The buffers in named_buffers order: a tied tensor once, with its other paths."""
     return _located(root, "_buffers")
-
-
-def parameter_records(root: nn.Module, groups: Groups | None = None) -> list[TensorRecord]:
-    """Records of the parameters in named_parameters order."""
-    return records_of(located_parameters(root), groups)
-
-
-def buffer_records(root: nn.Module, groups: Groups | None = None) -> list[TensorRecord]:
-    """Records of the buffers in named_buffers order."""
-    return records_of(located_buffers(root), groups)
 
 
 def tensor_record(root: nn.Module, path: str, groups: Groups | None = None) -> TensorRecord:

@@ -14,13 +14,12 @@ from typing import TypeVar
 from torch import nn
 
 from modscope import paths
-from modscope_server.errors import BadGlobError
+from modscope_server.errors import BadGlobError, NoMatch
 from modscope_server.inspection.counts import reachable
 from modscope_server.inspection.lookup import module_at, tensor_at
 from modscope_server.inspection.members import tensors
-from modscope_server.inspection.optimizers import Groups
-from modscope_server.inspection.parameters import located_buffers, located_parameters, records_of
-from modscope_server.inspection.records import Located, LocatedTensor, ModuleRecord, TensorRecord
+from modscope_server.inspection.parameters import located_buffers, located_parameters
+from modscope_server.inspection.records import Located, LocatedTensor, ModuleRecord
 from modscope_server.inspection.structure import iterate_module_records, module_records
 from modscope_server.inspection.typenames import type_matcher
 from modscope_server.inspection.walk import walk
@@ -28,12 +27,11 @@ from modscope_server.inspection.walk import walk
 __all__ = [
     "Located",
     "LocatedTensor",
-    "select_buffers",
     "select_located_buffers",
     "select_located_parameters",
     "select_module_records",
     "select_modules",
-    "select_parameters",
+    "some_modules",
 ]
 
 Item = TypeVar("Item")
@@ -62,6 +60,19 @@ def select_modules(root: nn.Module, glob: str = "*", type: str = "") -> list[Loc
     return [one for one in chosen if matches(one.module)]
 
 
+def some_modules(root: nn.Module, model: str, glob: str, type: str) -> list[Located]:
+    """As `select_modules`, of the model of that name. Raises NoMatch, too, where nothing matches."""
+    chosen = select_modules(root, glob, type)
+    if not chosen:
+        kind = f" of type {type!r}" if type else ""
+        raise NoMatch(
+            f"no module of {model!r} matches {glob!r}{kind}",
+            hint="list them: `modscope modules`",
+            field="glob",
+        )
+    return chosen
+
+
 def select_module_records(
     root: nn.Module, glob: str = "*", type: str = "", under: str | None = None, depth: int | None = None
 ) -> Iterable[ModuleRecord]:
@@ -76,20 +87,6 @@ def select_module_records(
         return iterate_module_records(root) if whole else module_records(root, under, depth)
     chosen = {id(one.module) for one in select_modules(root, glob, type)}
     return module_records(root, under, depth, chosen)
-
-
-def select_parameters(
-    root: nn.Module, glob: str = "", type: str = "", groups: Groups | None = None
-) -> list[TensorRecord]:
-    """Records of the parameters that match, in named_parameters order. Raises BadGlobError."""
-    return records_of(select_located_parameters(root, glob, type), groups)
-
-
-def select_buffers(
-    root: nn.Module, glob: str = "", type: str = "", groups: Groups | None = None
-) -> list[TensorRecord]:
-    """Records of the buffers that match, in named_buffers order. Raises BadGlobError."""
-    return records_of(select_located_buffers(root, glob, type), groups)
 
 
 def select_located_parameters(root: nn.Module, glob: str = "", type: str = "") -> list[LocatedTensor]:

@@ -11,8 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from modscope_server.errors import BadRequest, LimitExceeded, NoMatch
-from modscope_server.inspection.selection import select_modules
+from modscope_server.errors import BadRequest, LimitExceeded
+from modscope_server.inspection.selection import some_modules
 from modscope_server.inspection.structure import Located
 from modscope_server.runtime.bus import Counters, Draft, Overflow, Subscription
 from modscope_server.runtime.capture import KINDS, ModuleTap
@@ -121,14 +121,7 @@ class HookManager:
         LimitExceeded.
         """
         _check(spec)
-        chosen = select_modules(registered.root, spec.glob, spec.type)
-        if not chosen:
-            kind = f" of type {spec.type!r}" if spec.type else ""
-            raise NoMatch(
-                f"no module of {registered.name!r} matches {spec.glob!r}{kind}",
-                hint="list them: `modscope modules`",
-                field="glob",
-            )
+        chosen = some_modules(registered.root, registered.name, spec.glob, spec.type)
         with self._mutex:
             if len(self._watches) >= self._most:
                 raise LimitExceeded(

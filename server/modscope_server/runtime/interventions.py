@@ -11,12 +11,11 @@ from contextlib import suppress
 from modscope_server.errors import (
     Closed,
     LimitExceeded,
-    NoMatch,
     NoSafePoint,
     UnknownIntervention,
     UnknownLease,
 )
-from modscope_server.inspection.selection import select_modules
+from modscope_server.inspection.selection import some_modules
 from modscope_server.runtime.hooks import HookState
 from modscope_server.runtime.intervention import Intervention, InterventionSpec, InterventionState
 from modscope_server.runtime.leases import Leases
@@ -57,14 +56,7 @@ class Interventions:
         """
         if lease is not None:
             Leases.check(lease)
-        chosen = select_modules(registered.root, spec.glob, spec.type)
-        if not chosen:
-            kind = f" of type {spec.type!r}" if spec.type else ""
-            raise NoMatch(
-                f"no module of {registered.name!r} matches {spec.glob!r}{kind}",
-                hint="list them: `modscope modules`",
-                field="glob",
-            )
+        chosen = some_modules(registered.root, registered.name, spec.glob, spec.type)
         with self._mutex:
             self._take_off()
             if len(self._living()) >= _MOST:
