@@ -182,7 +182,7 @@ def test_a_watch(module: Net) -> None:
             expected = module(torch.zeros(2, 8))
             event = await anext(events)
             assert (event.path, event.seq) == ("head", 0) and bits(event.values[0].array) == bits(expected)
-            rest = asyncio.create_task(_all(events))
+            rest = asyncio.create_task(_all(events, asyncio.Event()))
             module(torch.zeros(2, 8))
             await events.stop()
             assert counts() == before
@@ -201,15 +201,17 @@ def test_a_watch(module: Net) -> None:
     run(body)
 
 
-async def _all(events: aio.Subscription) -> list[modscope_client.Event]:
+async def _all(events: aio.Subscription, begun: asyncio.Event) -> list[modscope_client.Event]:
+    begun.set()
     return [event async for event in events]
 
 
 def test_leaving_while_another_task_iterates(module: Net) -> None:
     async def body(model: aio.RemoteModel) -> None:
         async with model.watch("head") as events:
-            reader = asyncio.create_task(_all(events))
-            await asyncio.sleep(0)
+            begun = asyncio.Event()
+            reader = asyncio.create_task(_all(events, begun))
+            await begun.wait()
         assert await asyncio.wait_for(reader, 30) == []
 
     run(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -306,13 +307,9 @@ def test_breaks(kind: Any) -> None:
     tried(kind, FakeRun(), body, behaviours=behaviours)
 
 
-async def reached(condition: Any) -> None:
-    """Waits for the condition, and lets tasks of the event loop run meanwhile."""
-    for _ in range(3000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("waited in vain")
+async def reached(condition: Callable[[], bool]) -> None:
+    """Waits for the condition on a thread, so that tasks of the event loop run meanwhile."""
+    await asyncio.to_thread(until, condition, "the condition")
 
 
 @BOTH
@@ -334,11 +331,13 @@ def test_a_lease_is_renewed_until_the_run_resumes(kind: Any) -> None:
 def test_one_lease_is_renewed_once(kind: Any) -> None:
     run = FakeRun()
 
-    def renewers() -> int:
-        tasks = sum(task.get_name() == "modscope-lease" for task in asyncio.all_tasks())
-        return tasks + lease_threads()
-
     async def body(client: Any) -> None:
+        loop = asyncio.get_running_loop()
+
+        def renewers() -> int:
+            tasks = sum(task.get_name() == "modscope-lease" for task in asyncio.all_tasks(loop))
+            return tasks + lease_threads()
+
         await settle(client.run.pause())
         await settle(client.run.pause())
         await reached(lambda: renewers() == 1)
