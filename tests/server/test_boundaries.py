@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from modscope_server.runtime.safepoint import SafePoint
+from tests.server.safepoint_support import small_model, train
 
 TIMEOUT = 20.0
 
@@ -38,14 +39,7 @@ class Heard:
 
 @pytest.fixture
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
-
-
-def iterate(model: nn.Module, optimizer: Optimizer) -> None:
-    optimizer.zero_grad()
-    model(torch.randn(16, 4)).square().mean().backward()
-    optimizer.step()
+    return small_model()
 
 
 def repeat(what: Callable[[], None], times: int) -> None:
@@ -64,13 +58,13 @@ def test_a_boundary_is_told_after_the_last_step_and_at_the_next_forward(model: n
     point = SafePoint([model], optimizers=1)
     control = heard(point)
     point.peek(lambda: None)
-    iterate(model, optimizer)
+    train(model, optimizer)
     assert control.boundaries == [(1, "optimizer", True)]
-    iterate(model, optimizer)
+    train(model, optimizer)
     assert control.boundaries[1:] == [(1, "forward", True), (2, "optimizer", True)]
     assert control.updates == [optimizer, optimizer]
     point.control = None
-    iterate(model, optimizer)
+    train(model, optimizer)
     assert len(control.boundaries) == 3
     point.close()
 
@@ -96,7 +90,7 @@ def test_a_held_loop_serves_everything_and_does_not_move(model: nn.Module) -> No
     control = heard(point)
     control.hold_at = 3
     point.peek(lambda: None)
-    loop = threading.Thread(target=repeat, args=(lambda: iterate(model, optimizer), 5))
+    loop = threading.Thread(target=repeat, args=(lambda: train(model, optimizer), 5))
     loop.start()
     assert control.holding.wait(TIMEOUT)
     weight = model.get_parameter("0.weight")
@@ -120,7 +114,7 @@ def test_the_time_of_a_hold_is_not_the_loops_own_pace(model: nn.Module) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     point = SafePoint([model], optimizers=1)
     for _ in range(3):
-        iterate(model, optimizer)
+        train(model, optimizer)
     assert point.steps_per_second > 0
 
     class Holding(Heard):
@@ -128,7 +122,7 @@ def test_the_time_of_a_hold_is_not_the_loops_own_pace(model: nn.Module) -> None:
             self.point.hold(lambda: True)
 
     point.control = Holding(point)
-    iterate(model, optimizer)
+    train(model, optimizer)
     assert point.steps_per_second == 0.0
     point.close()
 
@@ -138,7 +132,7 @@ def test_closing_lets_a_held_loop_go(model: nn.Module) -> None:
     point = SafePoint([model], optimizers=1)
     control = heard(point)
     control.hold_at = 1
-    loop = threading.Thread(target=lambda: iterate(model, optimizer))
+    loop = threading.Thread(target=lambda: train(model, optimizer))
     loop.start()
     assert control.holding.wait(TIMEOUT)
     point.close()
@@ -161,7 +155,7 @@ def test_an_interrupt_reaches_a_held_loop_and_ends_the_hold(model: nn.Module) ->
 
     point.control = Interrupting(point)
     with pytest.raises(KeyboardInterrupt):
-        iterate(model, optimizer)
+        train(model, optimizer)
     assert asked
     point.control = None
     assert point.run(lambda: 1, timeout=TIMEOUT).value == 1
@@ -184,13 +178,13 @@ def test_after_a_forward_that_was_interrupted_iterations_count_as_before(nested:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     point = SafePoint([model, inner] if nested else [model], optimizers=1)
     control = heard(point)
-    iterate(model, optimizer)
+    train(model, optimizer)
     inner.interrupted = True
     with pytest.raises(KeyboardInterrupt), torch.no_grad():
         model.eval()(torch.ones(2, 4))
     inner.interrupted = False
     model.train()
-    repeat(lambda: iterate(model, optimizer), 2)
+    repeat(lambda: train(model, optimizer), 2)
     assert point.step_count == 3
     assert [(step, place) for step, place, _ in control.boundaries][1:] == [
         (1, "forward"),
@@ -214,7 +208,7 @@ def test_a_chore_is_done_at_each_outermost_forward_and_after_each_step(model: nn
     assert not norm.training
     point.remove_chore(norm.eval)
     norm.train()
-    iterate(model, optimizer)
+    train(model, optimizer)
     assert norm.training
     point.close()
 
@@ -331,6 +325,6 @@ def test_root_hooks_that_cannot_fire_are_told(model: nn.Module) -> None:
         optimizer.step()
     assert point.step_count == 3
     assert "do not fire" in point.notes[0]
-    iterate(model, optimizer)
+    train(model, optimizer)
     assert not point.notes
     point.close()

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from modscope_server.runtime.safepoint import SafePoint
+from tests.server.safepoint_support import small_model, train
 
 
 @pytest.fixture
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    return small_model()
 
 
 @pytest.fixture
@@ -25,19 +25,10 @@ def safepoint(model: nn.Module) -> Iterator[SafePoint]:
     point.close()
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, between: Callable[[str], None]) -> None:
-    optimizer.zero_grad()
-    loss = model(torch.randn(16, 4)).square().mean()
-    between("forward")
-    loss.backward()
-    between("backward")
-    optimizer.step()
-
-
 def test_a_write_waits_while_a_forward_awaits_its_backward(model: nn.Module, safepoint: SafePoint) -> None:
     seen: list[str] = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    train(model, optimizer, lambda where: None)
+    train(model, optimizer)
     waiting = threading.Thread(
         target=lambda: seen.append(safepoint.run(lambda: "written", kind="write", timeout=20).value)
     )
@@ -112,10 +103,10 @@ def test_an_optimizer_that_steps_no_more_is_no_obstacle_however_often_somebody_c
     model: nn.Module, safepoint: SafePoint
 ) -> None:
     before, now = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
-    train(model, before, lambda where: None)
-    train(model, now, lambda where: None)
+    train(model, before)
+    train(model, now)
     for _ in range(64):
         safepoint.peek(lambda: None)
         assert safepoint.backward_expected
-        train(model, now, lambda where: None)
+        train(model, now)
     assert not safepoint.backward_expected

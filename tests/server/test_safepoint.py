@@ -19,12 +19,12 @@ from modscope_server.errors import Closed, NoSafePoint
 from modscope_server.runtime.hooks import HookManager
 from modscope_server.runtime.registry import Registry
 from modscope_server.runtime.safepoint import Answer, Caller, SafePoint
+from tests.server.safepoint_support import small_model, train
 
 
 @pytest.fixture
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    return small_model()
 
 
 @pytest.fixture
@@ -32,15 +32,6 @@ def safepoint(model: nn.Module) -> Iterator[SafePoint]:
     point = SafePoint([model], optimizers=1, boot_id="boot")
     yield point
     point.close()
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, between: Callable[[str], None]) -> None:
-    optimizer.zero_grad()
-    loss = model(torch.randn(16, 4)).square().mean()
-    between("forward")
-    loss.backward()
-    between("backward")
-    optimizer.step()
 
 
 class Loop:
@@ -56,7 +47,7 @@ class Loop:
     def _run(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         try:
             while not self.stop.is_set():
-                train(model, optimizer, lambda where: None)
+                train(model, optimizer)
                 self.steps += 1
                 self.began.set()
         except BaseException as error:
@@ -165,9 +156,9 @@ def test_no_safe_point_says_what_the_training_thread_does_and_withdraws(
             asking.start()
             asking.join(20)
 
-    train(model, optimizer, lambda where: None)
+    train(model, optimizer)
     train(model, optimizer, between)
-    train(model, optimizer, lambda where: None)
+    train(model, optimizer)
     assert ran == []
     assert "between a forward and its backward" in errors[0].message
     assert "test_safepoint.py" in errors[0].message
@@ -190,7 +181,7 @@ def test_cancelled_request_never_runs(model: nn.Module, safepoint: SafePoint) ->
             asking.join(20)
             assert not asking.is_alive()
 
-    train(model, optimizer, lambda where: None)
+    train(model, optimizer)
     train(model, optimizer, between)
     assert ran == []
 
@@ -239,11 +230,11 @@ def test_a_model_run_by_a_request_counts_neither_as_step_nor_as_pending(
             return model(torch.randn(2, 4)).sum()  # type: ignore[no-any-return]
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    train(model, optimizer, lambda where: None)
+    train(model, optimizer)
     answer = safepoint.run(run, timeout=20)
     assert answer.value.requires_grad
     assert not safepoint.backward_expected
-    train(model, optimizer, lambda where: None)
+    train(model, optimizer)
     assert safepoint.step_count == 2
 
 
