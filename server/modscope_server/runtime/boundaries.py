@@ -217,9 +217,7 @@ class Boundaries:
     def forward_ended(self, output: object) -> None:
         """A root's forward has ended, and the hook could not deal with it alone."""
         activity, ident = self.activity, get_ident()
-        if ident in (self._turns.server, None) or ident != activity.ident or self._turns.closed:
-            return
-        if in_backward():
+        if ident == self._turns.server or ident != activity.ident or self._turns.closed or in_backward():
             return
         self._moved()
         activity.depth = max(0, activity.depth - 1)
