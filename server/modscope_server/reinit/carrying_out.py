@@ -32,8 +32,7 @@ def apply(plan: Plan, *, kept: bool = False) -> None:
     all values. Raises SchemeUnsuitable and NotFinite.
     """
     scheme = find_scheme(plan.scheme)
-    modules = {id(module): module for action in plan.actions for module in reachable(action.module)}
-    bindings, backup = Bindings(modules.values()), None if kept else Backup()
+    bindings, backup = Bindings(plan.reach), None if kept else Backup()
     try:
         with keeping_random_state(), torch.inference_mode(False), torch.no_grad():
             seed_torch(secrets.randbits(64) if plan.seed is None else plan.seed)

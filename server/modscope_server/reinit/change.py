@@ -9,7 +9,6 @@ from torch import nn
 
 from modscope_server.inspection.changes import Change
 from modscope_server.inspection.commands import named
-from modscope_server.inspection.counts import reachable
 from modscope_server.inspection.members import tensors
 from modscope_server.inspection.memento import Memento
 from modscope_server.inspection.optimizer_memory import keep_memory
@@ -74,12 +73,11 @@ def _within_reach(root: nn.Module, made: Plan, own: set[int]) -> list[tuple[str,
     """Path and tensor of what a module's reset_parameters may change besides the module's own parameters."""
     if made.scheme != RESET_PARAMETERS:
         return []
-    modules = {id(module): module for action in made.actions for module in reachable(action.module)}
     reached = {
         id(tensor)
-        for module in modules.values()
+        for module in made.reach
         for kind in ("_parameters", "_buffers")
         for _, tensor in tensors(module, kind)
-    }
+    } - own
     located = [*located_parameters(root), *located_buffers(root)]
-    return [(one.path, one.tensor) for one in located if id(one.tensor) in reached - own]
+    return [(one.path, one.tensor) for one in located if id(one.tensor) in reached]

@@ -10,6 +10,7 @@ from torch import nn
 
 from modscope.paths import join
 from modscope_server.errors import BadRequest, NoMatch, NotMaterialized, SchemeUnsuitable
+from modscope_server.inspection.counts import reachable
 from modscope_server.inspection.members import member, tensors
 from modscope_server.inspection.parameters import located_parameters
 from modscope_server.inspection.selection import select_modules
@@ -77,6 +78,12 @@ class Plan:
     def paths(self) -> tuple[str, ...]:
         """Paths of the parameters, in the order in which they are initialised; all those of a tied one."""
         return tuple(path for step in self.steps for path in (step.path, *step.aliases))
+
+    @property
+    def reach(self) -> tuple[nn.Module, ...]:
+        """The modules that a call may change, each once: those of the actions, and all below them."""
+        found = {id(module): module for action in self.actions for module in reachable(action.module)}
+        return tuple(found.values())
 
 
 def plan(
