@@ -1,4 +1,4 @@
-"""Paths in messages, and in commands that can be pasted into a shell."""
+"""Paths and other lists in messages, and in commands that can be pasted into a shell."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["glob_of", "named"]
 _NAMED = 20
 
 
-def named(paths: Iterable[str]) -> str:
-    """The paths in a sentence; of many the first, and how many more there are."""
-    listed = list(paths)
+def named(items: Iterable[str], separator: str = ", ") -> str:
+    """The items in a sentence; of many the first, and how many more there are."""
+    listed = list(items)
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    return ", ".join(listed[:_NAMED]) + more
+    return separator.join(listed[:_NAMED]) + more
 
 
 def glob_of(paths: Sequence[str], among: Iterable[str] = ()) -> str:

@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer
 
 from modscope.paths import join
 from modscope_server.errors import NotMaterialized
+from modscope_server.inspection.commands import named
 from modscope_server.inspection.extras import left_out, stateful
 from modscope_server.inspection.members import tensors
 from modscope_server.inspection.norm_stats import NormHolds
@@ -25,8 +26,6 @@ __all__ = ["NOT_OPTIONS", "Image", "Run", "held_by", "model_tensors", "place_of"
 
 NOT_OPTIONS = ("params", "param_names")
 """Entries of a parameter group that are no hyper-parameters."""
-
-_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,10 +157,9 @@ class _Taker:
 
     def refuse_unreadable(self) -> None:
         if self._unreadable:
-            named = [f"{name} ({why})" for name, why in list(self._unreadable.items())[:_NAMED]]
-            more = len(self._unreadable) - len(named)
+            told = named(f"{name} ({why})" for name, why in self._unreadable.items())
             raise NotMaterialized(
-                f"cannot be copied: {', '.join(named)}{f' and {more} more' if more else ''}",
+                f"cannot be copied: {told}",
                 hint="run the model once, or materialize it, then save again",
             )
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from modscope_server.inspection.commands import named
 from modscope_server.inspection.edits import overlaps_itself
 from modscope_server.inspection.snapshot import Image, Run, held_by, model_tensors, place_of
 from modscope_server.inspection.tensors import dtype_name, shape_of, unreadable_reason
@@ -15,8 +16,6 @@ from modscope_server.inspection.value_codec import Json
 from modscope_server.inspection.walk import walk
 
 __all__ = ["differences"]
-
-_NAMED = 20
 
 
 def differences(image: Image, run: Run) -> list[str]:
@@ -30,7 +29,7 @@ def differences(image: Image, run: Run) -> list[str]:
     extras = run.other_extras
     absent = [name for name in kept["extras"] if name not in extras]
     if absent:
-        found.append(f"attach was given no {_some(absent)} among its extras")
+        found.append(f"attach was given no {named(absent)} among its extras")
     for name, extra in kept["extras"].items():
         if name in extras and type(extras[name]).__name__ != extra["type"]:
             found.append(f"{name} was a {extra['type']} and is a {type(extras[name]).__name__}")
@@ -57,8 +56,8 @@ def _optimizers(kept: Json, run: Run, image: Image) -> Iterator[str]:
     if len(kept) != len(here):
         names = [type(optimizer).__name__ for optimizer in here]
         yield (
-            f"it has {len(kept)} optimizers ({_some(one['type'] for one in kept)}), and {len(here)} are "
-            f"known now ({_some(names)}): one that attach was not given is known once it has stepped"
+            f"it has {len(kept)} optimizers ({named(one['type'] for one in kept)}), and {len(here)} are "
+            f"known now ({named(names)}): one that attach was not given is known once it has stepped"
         )
         return
     places = place_of(run.models)
@@ -119,12 +118,6 @@ def _sets(what: str, then: Iterable[str], now: Iterable[str]) -> Iterator[str]:
     gone = [repr(name) for name in before if name not in present]
     new = [repr(name) for name in after if name not in old]
     if gone:
-        yield f"{what} that are not here now: {_some(gone)}"
+        yield f"{what} that are not here now: {named(gone)}"
     if new:
-        yield f"{what} that it does not have: {_some(new)}"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = len(listed) - _NAMED
-    return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        yield f"{what} that it does not have: {named(new)}"

@@ -22,6 +22,7 @@ from modscope_server.errors import (
 )
 from modscope_server.inspection.backup import Backup, Bindings
 from modscope_server.inspection.casting import converted, may_convert
+from modscope_server.inspection.commands import named
 from modscope_server.inspection.counts import reachable
 from modscope_server.inspection.distributed import refuse_on_one_rank
 from modscope_server.inspection.edits import overlaps_itself
@@ -37,7 +38,6 @@ Spec: TypeAlias = tuple[str, str, tuple[int, ...]]
 
 _EXTRA_STATE = "_extra_state"
 _TRACKED = "num_batches_tracked"
-_NAMED = 20
 _PLAIN_LOADERS = tuple(cls._load_from_state_dict for cls in (nn.Module, _NormBase, _InstanceNorm))
 
 
@@ -177,7 +177,7 @@ def _matched(
     """Sent key -> own key, and the sent keys that mean none of the model's."""
     twice = [key for key, times in Counter(sent).items() if times > 1]
     if twice:
-        raise BadRequest(f"sent more than once: {_some(twice)}", hint="send each key once", field="entries")
+        raise BadRequest(f"sent more than once: {named(twice)}", hint="send each key once", field="entries")
     strangers = [key for key in sent if key not in own]
     names = {key: key for key in sent if key in own}
     if strangers:
@@ -245,16 +245,16 @@ def _check_specs(own: Mapping[str, torch.Tensor], names: Mapping[str, str], spec
         elif not may_convert(dtype_named(dtype), target.dtype):
             dtypes.append(f"{key} is {dtype_name(target)}, got {dtype}")
     if closed:
-        raise NotMaterialized(f"cannot be loaded: {_some(closed)}", hint="materialize the model first")
+        raise NotMaterialized(f"cannot be loaded: {named(closed)}", hint="materialize the model first")
     if shapes:
         raise ShapeMismatch(
-            f"{len(shapes)} of {len(specs)} tensors have another shape: {_some(shapes, '; ')}",
+            f"{len(shapes)} of {len(specs)} tensors have another shape: {named(shapes, '; ')}",
             hint="load into a model of the same sizes, or leave these out under strict=False (--no-strict)",
             field="entries",
         )
     if dtypes:
         raise DtypeMismatch(
-            f"{len(dtypes)} of {len(specs)} tensors cannot become the model's dtype: {_some(dtypes, '; ')}",
+            f"{len(dtypes)} of {len(specs)} tensors cannot become the model's dtype: {named(dtypes, '; ')}",
             hint="whole numbers may become real and real ones complex, not the other way",
             field="entries",
         )
@@ -265,14 +265,14 @@ def _refuse_keys(missing: Sequence[str], unexpected: Sequence[str]) -> None:
         return
     parts = []
     if missing:
-        parts.append(f"{len(missing)} missing: {_some(missing)}")
+        parts.append(f"{len(missing)} missing: {named(missing)}")
     if unexpected:
-        parts.append(f"{len(unexpected)} unexpected: {_some(unexpected)}")
+        parts.append(f"{len(unexpected)} unexpected: {named(unexpected)}")
     raise KeysMismatch(
         f"the keys are not the model's; {'; '.join(parts)}",
         hint="modscope state keys lists the model's; strict=False (--no-strict) loads what fits",
-        missing=_some(missing),
-        unexpected=_some(unexpected),
+        missing=named(missing),
+        unexpected=named(unexpected),
     )
 
 
@@ -286,8 +286,3 @@ def _reported(report: Any, plan: LoadPlan) -> tuple[list[str], list[str]]:
 
 def _own_tensors(module: nn.Module) -> list[torch.Tensor]:
     return [tensor for kind in ("_parameters", "_buffers") for _, tensor in tensors(module, kind)]
-
-
-def _some(items: Sequence[str], separator: str = ", ") -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return separator.join(items[:_NAMED]) + more

@@ -10,6 +10,7 @@ from torch import nn
 
 from modscope.paths import join
 from modscope_server.errors import BadRequest, NoMatch, NotMaterialized, SchemeUnsuitable
+from modscope_server.inspection.commands import named
 from modscope_server.inspection.counts import reachable
 from modscope_server.inspection.members import member, tensors
 from modscope_server.inspection.parameters import located_parameters
@@ -32,8 +33,6 @@ from modscope_server.reinit.suitability import (
 )
 
 __all__ = ["Action", "Plan", "Step", "plan"]
-
-_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +122,7 @@ def plan(
 def _refuse_closed(closed: Sequence[str]) -> None:
     if closed:
         raise NotMaterialized(
-            f"cannot be initialised: {_some(closed)}",
+            f"cannot be initialised: {named(closed)}",
             hint="run or materialize the model first, or leave them out by glob or type",
         )
 
@@ -152,7 +151,7 @@ def _resets(calls: Sequence[tuple[str, nn.Module]], parameter: str) -> list[Acti
     _refuse_closed(closed)
     if unsuitable:
         raise SchemeUnsuitable(
-            f"reset_parameters cannot serve {_some(unsuitable)}",
+            f"reset_parameters cannot serve {named(unsuitable)}",
             hint="leave them out by glob or type, or name a scheme such as normal_ for their tensors",
             field="scheme",
         )
@@ -185,7 +184,7 @@ def _fills(
     _refuse_closed(closed)
     if unsuitable:
         raise SchemeUnsuitable(
-            f"{scheme.name} cannot serve {_some(unsuitable, '; ')}",
+            f"{scheme.name} cannot serve {named(unsuitable, '; ')}",
             hint='select suitable tensors by glob, type or parameter="weight" (--param weight); '
             "uniform_, normal_, constant_, zeros_ and ones_ serve every shape",
             field="scheme",
@@ -196,7 +195,7 @@ def _fills(
 def _nothing(calls: Sequence[tuple[str, nn.Module]], parameter: str) -> NoMatch:
     names = sorted({name for _, module in calls for name, _ in tensors(module, "_parameters")})
     what = f"a parameter {parameter!r}" if parameter else "parameters of its own"
-    hint = f"they have {_some(names)}" if names else "select modules that have parameters"
+    hint = f"they have {named(names)}" if names else "select modules that have parameters"
     return NoMatch(f"none of the {len(calls)} selected modules has {what}", hint=hint, field="parameter")
 
 
@@ -224,8 +223,3 @@ def _steps(actions: Sequence[Action], scheme: str, root: nn.Module) -> tuple[Ste
             others = tuple(other for other in names.get(id(tensor), ()) if other != path)
             steps.append(Step(path, tensor, scheme, others))
     return tuple(steps)
-
-
-def _some(items: Sequence[str], separator: str = ", ") -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return separator.join(items[:_NAMED]) + more
