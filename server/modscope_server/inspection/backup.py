@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Backup", "Bindings", "TensorCopy", "has_value", "same_bits", "writing_to"]
+__all__ = ["Backup", "Bindings", "TensorCopy", "has_value", "same_bits", "write_elements", "writing_to"]
 
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -37,17 +37,11 @@ class TensorCopy:
         """
         if not _same_place(self.tensor, self._alias):
             self.tensor.data = self._alias
-        self._write(self._alias)
+        write_elements(self._alias, self.copy)
 
     def write_back(self) -> None:
         """Write the value into the memory that the tensor has now, as any later write is made."""
-        self._write(self.tensor)
-
-    def _write(self, target: torch.Tensor) -> None:
-        copy = self.copy.to(target.device)
-        if not same_bits(target, copy):
-            with writing_to(target):
-                target.copy_(copy)
+        write_elements(self.tensor, self.copy)
 
 
 class Backup:
@@ -138,6 +132,14 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.layout is not torch.strided or a.is_quantized or a.is_nested:
         return False
     return torch.equal(_bits(a), _bits(b))
+
+
+def write_elements(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Give a tensor the elements of one of its dtype and shape, where a bit differs."""
+    there = value.to(tensor.device)
+    if not same_bits(tensor, there):
+        with writing_to(tensor):
+            tensor.copy_(there)
 
 
 def writing_to(tensor: torch.Tensor) -> torch.inference_mode | torch.no_grad:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from modscope_server.inspection.backup import same_bits, writing_to
+from modscope_server.inspection.backup import same_bits, write_elements
 
 __all__ = ["bytes_of", "copied", "put_into", "same"]
 
@@ -30,10 +30,7 @@ def copied(value: Any) -> Any:
 def put_into(now: Any, kept: Any) -> Any:
     """What shall stand in the place of `now`: itself with the kept content where that fits, else a copy."""
     if isinstance(kept, (torch.Tensor, _Parked)) and _fits(now, kept):
-        there = _there(kept)
-        if not same_bits(now, there):
-            with writing_to(now):
-                now.copy_(there)
+        write_elements(now, kept.copy if isinstance(kept, _Parked) else kept)
         return now
     if isinstance(kept, dict) and isinstance(now, dict):
         values = {name: put_into(now.get(name), item) for name, item in kept.items()}

@@ -7,18 +7,10 @@ from typing import Any
 
 import torch
 
-from modscope_server.inspection.backup import same_bits, writing_to
+from modscope_server.inspection.backup import write_elements
 from modscope_server.inspection.edits import overlaps_itself
 
-__all__ = ["fits", "present_device", "put_in_place", "set_requires_grad", "storages", "write_elements"]
-
-
-def write_elements(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Give a tensor its elements; one whose elements share memory was found to have them already."""
-    there = value.to(tensor.device)
-    if not same_bits(tensor, there):
-        with writing_to(tensor):
-            tensor.copy_(there)
+__all__ = ["fits", "present_device", "put_in_place", "set_requires_grad", "storages"]
 
 
 def set_requires_grad(tensor: torch.Tensor, wanted: bool) -> None:

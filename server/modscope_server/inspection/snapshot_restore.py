@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from modscope_server.errors import SnapshotMismatch
+from modscope_server.inspection.backup import write_elements
 from modscope_server.inspection.changes import Change
 from modscope_server.inspection.extras import stateful
 from modscope_server.inspection.norm_stats import NormHolds
@@ -20,7 +21,6 @@ from modscope_server.inspection.placing import (
     put_in_place,
     set_requires_grad,
     storages,
-    write_elements,
 )
 from modscope_server.inspection.randomness import restore_random_state
 from modscope_server.inspection.snapshot import NOT_OPTIONS, Image, Run, held_by, model_tensors
@@ -133,6 +133,7 @@ class _Restore:
         row = kept["value"]
         value = self._image.table.view(row)
         self._thaw.known(row, tensor.detach())
+        # One whose elements share memory was found to have them already.
         yield lambda: write_elements(tensor, value)
         if tensor.is_leaf:
             yield lambda: set_requires_grad(tensor, bool(kept["requires_grad"]))
