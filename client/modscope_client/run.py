@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import replace
 from types import TracebackType
 
-from modscope.v1 import lease_service_pb2, run_pb2, run_service_pb2
+from modscope.v1 import lease_service_pb2, run_service_pb2
 from modscope_client import run_control
 from modscope_client.calls import Calls
 from modscope_client.convert import request
@@ -18,11 +17,8 @@ from modscope_client.waiting import AGAIN_SECONDS, Waiting
 
 __all__ = ["Paused", "Run"]
 
-_WITHDRAWN = ", and the wish to pause it is withdrawn"
-_AHEAD = "; it will be after its steps"
 
-
-class Run:
+class Run(run_control.Controlling):
     """The training run of a server. `client.run` gives it.
 
     The lease of a pause or of steps is renewed in the background until `resume`, or until the client is
@@ -30,15 +26,12 @@ class Run:
     """
 
     def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-        self.entered = 0
-        """How many `with` of a pause are being executed; leaving the outermost one resumes."""
-
         def renew(lease: str) -> object:
             asked = lease_service_pb2.RenewLeaseRequest(id=lease)
             return calls.unary(run_control.RENEW_LEASE, asked)
 
-        self._renewals = Renewals(renew)
+        super().__init__(Renewals(renew))
+        self._calls = calls
 
     def __repr__(self) -> str:
         return f"<Run at {self._calls.endpoint.address}>"
@@ -55,13 +48,12 @@ class Run:
         after which it goes on by itself where this client has died. Raises DeadlineExceeded, and
         withdraws the wish, where it is not held within the client's timeout.
         """
-        asked = request(run_service_pb2.PauseRequest, lease_seconds=run_control.lease_seconds(lease))
+        asked = run_control.pause(lease)
         status = self._told(self._calls.unary(run_control.PAUSE, asked).status)
         self._take_lease(status)
         if wait and status.state != "paused":
             try:
-                waiting = Waiting(self._calls.timeout, past_training=True, outcome=_WITHDRAWN)
-                status = self._until(waiting)
+                status = self._until(Waiting.for_pause(self._calls.timeout))
             except BaseException:
                 with contextlib.suppress(ModscopeError):
                     self.resume()
@@ -75,17 +67,12 @@ class Run:
         it earlier. Where its thread ends before, the status says "no_training". Raises DeadlineExceeded
         where no step comes within the client's timeout; the run is then still held after the n-th.
         """
-        asked = request(
-            run_service_pb2.StepRequest,
-            steps=run_control.step_count(n),
-            lease_seconds=None if lease is None else run_control.lease_seconds(lease),
-        )
+        asked = run_control.step(n, lease)
         status = self._told(self._calls.unary(run_control.STEP, asked).status)
         self._take_lease(status)
         if not wait or status.state == "paused":
             return status
-        timeout = self._calls.timeout
-        return self._until(Waiting(timeout, renewed_by_steps=True, outcome=_AHEAD))
+        return self._until(Waiting.for_steps(self._calls.timeout))
 
     def resume(self) -> RunStatus:
         """End a pause, whoever asked for it, or the wish for one."""
@@ -99,11 +86,7 @@ class Run:
         lease: seconds for which it is then held; `pause` takes such a pause over, and keeps it.
         Raises InvalidArgument (BAD_EXPRESSION), pointing at the place.
         """
-        asked = request(
-            run_service_pb2.AddBreakRequest,
-            expression=expression,
-            lease_seconds=run_control.lease_seconds(lease),
-        )
+        asked = run_control.add_break(expression, lease)
         return run_control.break_(self._calls.unary(run_control.ADD_BREAK, asked).added)
 
     def breaks(self) -> list[Break]:
@@ -125,10 +108,6 @@ class Run:
         """
         return self._until(Waiting(run_control.wait_seconds(timeout)))
 
-    def close(self) -> None:
-        """Renew no lease any more: a pause of this client ends with its lease. Idempotent."""
-        self._renewals.drop()
-
     def _until(self, waiting: Waiting) -> RunStatus:
         """The status that ends the wait; streams end early where the server or a deadline ends them."""
         asked = run_service_pb2.WaitForPauseRequest()
@@ -142,17 +121,6 @@ class Run:
             if waiting.done:
                 return self._noted(waiting.status)
             time.sleep(AGAIN_SECONDS)
-
-    def _take_lease(self, status: RunStatus) -> None:
-        if status.pause is not None:
-            self._renewals.take(status.pause.lease)
-
-    def _told(self, message: run_pb2.RunStatus) -> RunStatus:
-        return self._noted(run_control.run_status(message))
-
-    def _noted(self, status: RunStatus) -> RunStatus:
-        news = self._renewals.news()
-        return replace(status, notes=(*status.notes, *news)) if news else status
 
 
 class Paused:

@@ -1,12 +1,19 @@
-"""The run on the wire: the rpcs of RunService and LeaseService, and their answers as records."""
+"""The run on the wire: the rpcs of RunService and LeaseService, their requests, their answers as records."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from modscope.v1 import lease_pb2, lease_service_pb2, run_pb2, run_service_pb2
 from modscope_client import convert
+from modscope_client.convert import request
 from modscope_client.errors import InvalidArgument
 from modscope_client.rpcs import plain
 from modscope_client.types import Break, Lease, Metric, MetricPoint, Pause, RunStatus
+
+if TYPE_CHECKING:
+    from modscope_client.renewals import Held
 
 __all__ = [
     "ADD_BREAK",
@@ -18,11 +25,14 @@ __all__ = [
     "RESUME",
     "STEP",
     "WAIT_FOR_PAUSE",
+    "Controlling",
+    "add_break",
     "break_",
     "lease",
     "lease_seconds",
+    "pause",
     "run_status",
-    "step_count",
+    "step",
     "wait_seconds",
 ]
 
@@ -67,13 +77,24 @@ def wait_seconds(seconds: float | None) -> float | None:
     return _above_zero(seconds, "timeout", "give seconds, or None to wait for as long as it takes")
 
 
-def step_count(steps: int) -> int:
-    """A number of iterations. Raises InvalidArgument for less than one."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+def pause(lease: float) -> run_service_pb2.PauseRequest:
+    """Asks to hold it at its next step boundary."""
+    return request(run_service_pb2.PauseRequest, lease_seconds=lease_seconds(lease))
+
+
+def step(n: int, lease: float | None) -> run_service_pb2.StepRequest:
+    """Asks for n iterations. Raises InvalidArgument for less than one."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InvalidArgument(
-            f"n is {steps!r}", hint="give a number of iterations, at least 1", details={"field": "n"}
+            f"n is {n!r}", hint="give a number of iterations, at least 1", details={"field": "n"}
         )
-    return steps
+    seconds = None if lease is None else lease_seconds(lease)
+    return request(run_service_pb2.StepRequest, steps=n, lease_seconds=seconds)
+
+
+def add_break(expression: str, lease: float) -> run_service_pb2.AddBreakRequest:
+    """Asks to hold it where a condition is true."""
+    return request(run_service_pb2.AddBreakRequest, expression=expression, lease_seconds=lease_seconds(lease))
 
 
 def _above_zero(seconds: float, name: str, hint: str) -> float:
@@ -116,3 +137,27 @@ def _pause(m: run_pb2.Pause) -> Pause:
 def lease(m: lease_pb2.Lease) -> Lease:
     """A lease's record."""
     return Lease(m.id, m.seconds, convert.seconds(m.expires), m.holds, m.who)
+
+
+class Controlling:
+    """What a client keeps of the run that it controls; the same for the sync and the async client."""
+
+    def __init__(self, renewals: Held) -> None:
+        self._renewals = renewals
+        self.entered = 0
+        """How many `with` of a pause are being executed; leaving the outermost one resumes."""
+
+    def close(self) -> None:
+        """Renew no lease any more: a pause of this client ends with its lease. Idempotent."""
+        self._renewals.drop()
+
+    def _take_lease(self, status: RunStatus) -> None:
+        if status.pause is not None:
+            self._renewals.take(status.pause.lease)
+
+    def _told(self, message: run_pb2.RunStatus) -> RunStatus:
+        return self._noted(run_status(message))
+
+    def _noted(self, status: RunStatus) -> RunStatus:
+        news = self._renewals.news()
+        return replace(status, notes=(*status.notes, *news)) if news else status

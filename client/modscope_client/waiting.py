@@ -40,6 +40,16 @@ class Waiting:
         self._outcome = outcome
         self._last: RunStatus | None = None
 
+    @classmethod
+    def for_pause(cls, seconds: float) -> Waiting:
+        """For a pause that is withdrawn where it does not come."""
+        return cls(seconds, past_training=True, outcome=", and the wish to pause it is withdrawn")
+
+    @classmethod
+    def for_steps(cls, seconds: float) -> Waiting:
+        """For the pause after steps, each of which may take so long."""
+        return cls(seconds, renewed_by_steps=True, outcome="; it will be after its steps")
+
     @property
     def done(self) -> bool:
         """Whether the last status ends the wait."""
