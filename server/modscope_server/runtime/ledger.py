@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from modscope_server.errors import BadRequest, UnknownOperation
+from modscope_server.inspection.commands import named
 from modscope_server.runtime.entries import Entry
 
 __all__ = ["Ledger", "Page"]
@@ -173,8 +174,7 @@ class Ledger:
                 gone += [entry.id] if entry.undone_by is None else []
         if not gone:
             return ()
-        named = ", ".join(gone[:20]) + (f" and {len(gone) - 20} more" if len(gone) > 20 else "")
-        return (f"cannot be undone any more, for limits.undo_bytes: {named}",)
+        return (f"cannot be undone any more, for limits.undo_bytes: {named(gone)}",)
 
     def _drop(self, entry: Entry, why: str) -> None:
         if entry.memento is not None:

@@ -9,6 +9,7 @@ import torch
 from modscope_server.errors import NotUndoable
 from modscope_server.inspection.backup import writing_to
 from modscope_server.inspection.changes import Change
+from modscope_server.inspection.commands import named
 from modscope_server.inspection.lookup import tensor_at
 from modscope_server.inspection.memento import Memento
 from modscope_server.inspection.optimizers import Groups
@@ -66,5 +67,4 @@ def _moved(entry: Entry, before: Mapping[str, str]) -> tuple[str, ...]:
     moved = [path for path, digest in before.items() if entry.after.get(path, digest) != digest]
     if not moved:
         return ()
-    named = ", ".join(moved[:20]) + (f" and {len(moved) - 20} more" if len(moved) > 20 else "")
-    return (f"moved since {entry.id}, by training or by hand, and put back with it: {named}",)
+    return (f"moved since {entry.id}, by training or by hand, and put back with it: {named(moved)}",)
