@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from google.protobuf import timestamp_pb2
-
 from modscope.v1 import operation_pb2
 from modscope_server.runtime.entries import Entry
 from modscope_server.runtime.ledger import Ledger
 from modscope_server.runtime.operations import Options
 from modscope_server.services.call import Call
+from modscope_server.services.convert import timestamp
 
 __all__ = ["LARGEST", "operation", "options_of"]
 
@@ -41,7 +40,7 @@ def operation(entry: Entry, ledger: Ledger) -> operation_pb2.Operation:
         paths=entry.paths,
         step=entry.step,
         who=entry.who,
-        time=timestamp_pb2.Timestamp(seconds=int(entry.time), nanos=int(entry.time % 1 * 1e9)),
+        time=timestamp(entry.time),
         outcome=entry.outcome,
         before=entry.before,
         after=entry.after,
