@@ -26,8 +26,8 @@ class Held:
 
     def take(self, lease: Lease) -> None:
         """The client holds this lease from now on, and no other."""
-        now = time.monotonic()
-        self._lease, self._due, self._expires = lease, now + lease.seconds / 3, now + lease.seconds
+        self._lease = lease
+        self._begin(lease.seconds)
 
     def drop(self) -> None:
         """The client holds none any more."""
@@ -47,7 +47,7 @@ class Held:
         if self._lease is not lease:
             return
         if error is None:
-            self.take(lease)
+            self._begin(lease.seconds)
         elif error.reason == _CLOSED:
             self.drop()
         elif isinstance(error, NotFound) or time.monotonic() >= self._expires:
@@ -55,6 +55,10 @@ class Held:
             self._lost.append(f"the lease {lease.id} of this client's pause has ended: {error.message}")
         else:
             self._due = time.monotonic() + lease.seconds / 6
+
+    def _begin(self, seconds: float) -> None:
+        now = time.monotonic()
+        self._due, self._expires = now + seconds / 3, now + seconds
 
 
 class Renewals(Held):
