@@ -257,6 +257,15 @@ def test_several_models_are_one_run() -> None:
     assert change.paths[:3] == ("weight", "bias", "one:0.weight")
 
 
+def test_a_tensor_of_another_model_that_has_another_shape_now_is_an_obstacle_to_an_undo() -> None:
+    models: dict[str, Any] = {"first": network(), "second": network()}
+    run = run_of(models)
+    memento = restored(image_of(run), run, "first")[0].memento
+    assert memento.obstacle() == ""
+    models["second"][0].bias.data = torch.zeros(7)
+    assert memento.obstacle() == "a tensor was float32 [6] and is float32 [7] now"
+
+
 def test_it_is_refused_before_anything_is_copied_where_it_is_too_large() -> None:
     asked = []
 

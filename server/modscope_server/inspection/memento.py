@@ -31,12 +31,19 @@ class Memento:
 
     def keep_tensor(self, path: str, tensor: torch.Tensor) -> None:
         """Keep the value, and requires_grad; a lazy or meta tensor has no value."""
-        if has_value(tensor):
-            key = ("value", id(tensor))
-            value = self._kept.get(key) or self._add(key, kept.Value(tensor))
-            assert isinstance(value, kept.Value)
+        value = self.keep_value(tensor)
+        if value is not None:
             self._paths.setdefault(path, value)
         self.keep_flag(path, tensor)
+
+    def keep_value(self, tensor: torch.Tensor) -> kept.Value | None:
+        """Keep the value alone, and under no path; None for a lazy or meta tensor, which has none."""
+        if not has_value(tensor):
+            return None
+        key = ("value", id(tensor))
+        value = self._kept.get(key) or self._add(key, kept.Value(tensor))
+        assert isinstance(value, kept.Value)
+        return value
 
     def keep_flag(self, path: str, tensor: torch.Tensor) -> None:
         """Keep requires_grad alone."""

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from modscope_server.inspection.backup import TensorCopy
 from modscope_server.inspection.copies import bytes_of, copied, put_into
 from modscope_server.inspection.extras import Stateful, stateful
 from modscope_server.inspection.memento import Memento
@@ -84,16 +83,9 @@ def _keep_rest(memento: Memento, optimizer: Optimizer) -> None:
 
 def _keep_tensor(memento: Memento, tensor: torch.Tensor) -> None:
     """Value, requires_grad and gradient, without a path; what is kept already stays as it is."""
-    _keep_value(memento, tensor)
+    memento.keep_value(tensor)
     _keep_flag(memento, tensor)
     _keep_grad(memento, tensor)
-
-
-def _keep_value(memento: Memento, tensor: torch.Tensor) -> None:
-    key = ("value", id(tensor))
-    if not memento.holds(key):
-        kept = TensorCopy(tensor)
-        memento.keep(key, kept.write_back, kept.nbytes, lambda now: _keep_value(now, tensor))
 
 
 def _keep_flag(memento: Memento, tensor: torch.Tensor) -> None:
