@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
-from typing import Literal
+
+from modscope_server.runtime.queue import Place
 
 __all__ = ["StepCounter"]
 
@@ -24,9 +25,8 @@ class StepCounter:
         self.count = 0
         self.forward_is_news = True
         """Whether a training forward would tell something: the one thing that a hook reads for that."""
-        self.ends: Literal["optimizer", "mark", "forward"] | None = None
-        """Where the last whole iteration ended: at its last optimizer step, at a mark, or, where neither
-        could be seen, at the forward after it. None where none is known."""
+        self.ends: Place | None = None
+        """Where the last whole iteration ended; None where none is known."""
         self._stepped: set[int] = set()
         self._expected = max(1, optimizers)
         self._marked = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from torch.optim.optimizer import Optimizer
 
@@ -15,6 +15,7 @@ from modscope_server.runtime.breaks.passing import Passing
 from modscope_server.runtime.breaks.syntax import Metric, Origin, Statistic, TruthNode, leaves
 from modscope_server.runtime.hooks import HookManager
 from modscope_server.runtime.metrics import Metrics
+from modscope_server.runtime.queue import Place
 from modscope_server.runtime.registry import Registry
 
 __all__ = ["Sources"]
@@ -68,7 +69,7 @@ class Sources:
             if isinstance(source, Gradients):
                 source.updated(step, optimizer)
 
-    def begin(self, step: int, place: Literal["optimizer", "mark", "forward"]) -> None:
+    def begin(self, step: int, place: Place) -> None:
         """From here on all that is asked for is that of this boundary."""
         self.step = step
         self._present = place != "forward"  # by then a loop has cleared the gradients of the iteration

@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 from torch.optim.optimizer import Optimizer
 
@@ -17,6 +16,7 @@ from modscope_server.runtime.breaks.parser import parse
 from modscope_server.runtime.breaks.sources import Sources
 from modscope_server.runtime.breaks.syntax import Statistic, TruthNode, leaves
 from modscope_server.runtime.modes import neutral_modes
+from modscope_server.runtime.queue import Place
 
 __all__ = ["Break", "BreakTable"]
 
@@ -110,7 +110,7 @@ class BreakTable:
                 ):
                     _fail(one, error)
 
-    def look(self, step: int, place: Literal["optimizer", "mark", "forward"]) -> Break | None:
+    def look(self, step: int, place: Place) -> Break | None:
         """The first break whose condition holds at this boundary; each is met once a step at most."""
         if self._met[0] != step:
             self._met = (step, set())
