@@ -106,11 +106,7 @@ def check_free(parent: Path, name: str, *, replacing: bool) -> None:
 
 def is_snapshot(path: Path) -> bool:
     """Whether there is a directory that was written as a snapshot."""
-    try:
-        with open(path / _JSON, encoding="utf-8") as file:
-            return not path.is_symlink() and json.load(file).get("format") == _FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
+    return _loaded(path) is not None
 
 
 def list_snapshots(parent: Path) -> list[SnapshotRecord]:
@@ -119,9 +115,8 @@ def list_snapshots(parent: Path) -> list[SnapshotRecord]:
         names = sorted(entry.name for entry in os.scandir(parent) if not entry.name.startswith("."))
     records = []
     for name in names:
-        if is_snapshot(parent / name):
-            with contextlib.suppress(SnapshotMismatch):
-                records.append(read_record(parent / name))
+        with contextlib.suppress(UnknownSnapshot, SnapshotMismatch):
+            records.append(read_record(parent / name))
     return sorted(records, key=lambda record: record.time)
 
 
@@ -227,12 +222,21 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     _settle(path)
 
 
+def _loaded(path: Path) -> dict[str, Any] | None:
+    """The JSON of a snapshot, whatever is told in it; None for what is no snapshot."""
+    try:
+        with open(path / _JSON, encoding="utf-8") as file:
+            whole: dict[str, Any] = json.load(file)
+        return whole if not path.is_symlink() and whole.get("format") == _FORMAT else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
-    if not is_snapshot(path):
+    whole = _loaded(path)
+    if whole is None:
         raise _unknown(path)
     with _damaged(path):
-        with open(path / _JSON, encoding="utf-8") as file:
-            whole = json.load(file)
         if whole["version"] != _VERSION:
             raise SnapshotMismatch(
                 f"{path} is of format version {whole['version']}, and this modscope reads {_VERSION}",
