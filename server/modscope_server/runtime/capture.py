@@ -8,7 +8,6 @@ an in-place operation after the module stays legal (docs/decisions/0005).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 import weakref
@@ -24,6 +23,7 @@ from modscope_server.runtime.bus import Draft, DraftValue
 from modscope_server.runtime.captured import Form, captured
 from modscope_server.runtime.gradients import Expected, GradientCollector, identity_views
 from modscope_server.runtime.sensors import in_backward
+from modscope_server.runtime.uncopied import Uncopied
 
 __all__ = ["KINDS", "ModuleTap", "Sink", "let_observers_follow"]
 
@@ -56,7 +56,7 @@ class _Call:
         """Key, identity view and its version, of each tensor given to forward; held until forward returns."""
 
 
-class _Hook:
+class _Hook(Uncopied):
     """A callable on the module: harmless when copied or pickled, and it never raises."""
 
     __slots__ = ("_act", "_tap")
@@ -76,12 +76,6 @@ class _Hook:
         except Exception as error:
             tap.fault(error)
             return None
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Callable[..., None]:
-        return contextlib.nullcontext().__exit__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 def let_observers_follow(hooks: dict[int, Any]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -29,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from modscope_server.runtime.activity import Activity
 from modscope_server.runtime.pending import PendingForwards
 from modscope_server.runtime.steps import StepCounter
+from modscope_server.runtime.uncopied import Uncopied
 
 __all__ = [
     "Listener",
@@ -132,12 +132,11 @@ def _report_fault() -> None:
         _LOG.exception("a safe point hook failed; training goes on")
 
 
-class RootHook:
+class RootHook(Uncopied):
     """A hook on a registered root.
 
-    It answers for that module alone: copied or pickled it becomes a function of the standard library
-    that does nothing, so that no copy keeps a server alive. Both call signatures of torch are taken,
-    because torch looks up whether a hook wants kwargs after it has listed the hooks.
+    Both call signatures of torch are taken, because torch looks up whether a hook wants kwargs after it
+    has listed the hooks.
     """
 
     __slots__ = ("_activity", "_listener", "_root", "fired")
@@ -148,12 +147,6 @@ class RootHook:
         self._listener = listener
         self._activity = listener.activity
         self.fired = 0
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Callable[..., None]:
-        return contextlib.nullcontext().__exit__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class _Before(RootHook):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -21,6 +20,7 @@ from modscope_server.inspection.places import NoSuchPlace, only_key, replaced, t
 from modscope_server.inspection.records import Located
 from modscope_server.runtime.capture import let_observers_follow
 from modscope_server.runtime.sensors import in_backward
+from modscope_server.runtime.uncopied import Uncopied
 
 __all__ = ["Site", "SiteState", "State", "Window"]
 
@@ -58,7 +58,7 @@ class Window:
         return not self.ended and (self.start is None or step >= self.start)
 
 
-class _Hook:
+class _Hook(Uncopied):
     """A callable on the module: harmless when copied, pickled or forked, and it never raises."""
 
     __slots__ = ("_pid", "_site")
@@ -78,12 +78,6 @@ class _Hook:
         except Exception as error:
             site.fault(error)
             return None
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Callable[..., None]:
-        return contextlib.nullcontext().__exit__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class Site:
