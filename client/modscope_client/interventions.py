@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from modscope import wire
-from modscope.tensor import chunks
 from modscope.v1 import event_pb2, hook_service_pb2, intervention_pb2, tensor_pb2
-from modscope.wire import Frame
 from modscope_client import convert, requests, run_control
 from modscope_client.convert import request
 from modscope_client.errors import InvalidArgument
@@ -22,7 +20,6 @@ __all__ = [
     "INTERVENE",
     "LIST_INTERVENTIONS",
     "REMOVE_INTERVENTIONS",
-    "frames",
     "intervene",
     "intervention",
     "is_watch",
@@ -145,17 +142,6 @@ def _number(value: Any, argument: str) -> float:
     if kind not in ("real", "integer"):
         raise InvalidArgument(f"{argument} is {value!r}", hint="give one number", details={"field": argument})
     return float(getattr(found, kind))
-
-
-def frames(
-    first: hook_service_pb2.InterveneRequest, tensor: TensorData | None
-) -> Iterator[Frame[hook_service_pb2.InterveneRequest]]:
-    """The requests of one Intervene: what is asked for, and the bytes from there on."""
-    parts = chunks(b"" if tensor is None else tensor.data)
-    yield Frame(first, next(parts, b""))
-    more = hook_service_pb2.InterveneRequest()
-    for chunk in parts:
-        yield Frame(more, chunk)
 
 
 def is_watch(id: str) -> bool:

@@ -64,6 +64,7 @@ class ModelInterventions:
         """
         from modscope_client import interventions
         from modscope_client.channel import BULK_BYTES
+        from modscope_client.transfer import tensor_frames
 
         actions = {
             **{"scale": scale, "add": add, "clamp": clamp},
@@ -74,7 +75,7 @@ class ModelInterventions:
         )
         answer = self._calls.upload(
             interventions.INTERVENE,
-            interventions.frames(first, tensor),
+            tensor_frames(first, tensor),
             bulk=tensor is not None and len(tensor.data) > BULK_BYTES,
         )
         made = interventions.intervention(answer.intervention)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from modscope.tensor import TensorData, chunks
+from modscope.tensor import TensorData
 from modscope.v1 import operation_service_pb2, optimizer_service_pb2
 from modscope.wire import Frame
 from modscope_client import convert, ledger, optimizers, requests
@@ -14,6 +14,7 @@ from modscope_client.calls import Calls
 from modscope_client.channel import BULK_BYTES
 from modscope_client.convert import request
 from modscope_client.errors import InvalidArgument
+from modscope_client.transfer import tensor_frames
 from modscope_client.types import Operation
 
 __all__ = ["Changes", "Transaction"]
@@ -170,12 +171,8 @@ class Changes:
         kind = operation_service_pb2.TransactRequest
         options = requests.options(self._expected or None, self._dry_run, self._request_id)
         yield Frame(request(kind, model=self._model, options=options))
-        more = kind()
         for change, tensor in self._parts:
-            parts = chunks(b"" if tensor is None else tensor.data)
-            yield Frame(kind(change=change), next(parts, b""))
-            for chunk in parts:
-                yield Frame(more, chunk)
+            yield from tensor_frames(kind(change=change), tensor)
         yield Frame(kind(commit=True))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from google.protobuf.message import Message
+
 from modscope import wire
 from modscope.tensor import TensorData, chunks
 from modscope.v1 import hook_service_pb2, model_service_pb2, parameter_service_pb2, tensor_pb2
@@ -15,8 +17,9 @@ from modscope_client.errors import Internal
 if TYPE_CHECKING:
     from modscope_client.types import Array, Event
 
-__all__ = ["Arrivals", "Events", "Fill", "forward_frames", "header", "write_frames"]
+__all__ = ["Arrivals", "Events", "Fill", "forward_frames", "header", "tensor_frames"]
 
+Q = TypeVar("Q", bound=Message)
 H = TypeVar("H", parameter_service_pb2.ReadTensorsResponse, model_service_pb2.ForwardResponse)
 
 Sink = Callable[[int, int, memoryview], None]
@@ -172,13 +175,11 @@ def header(key: str, tensor: TensorData) -> tensor_pb2.TensorHeader:
     return tensor_pb2.TensorHeader(key=key, spec=wire.spec_of(tensor.dtype, tensor.shape, len(tensor.data)))
 
 
-def write_frames(
-    first: parameter_service_pb2.WriteTensorRequest, tensor: TensorData | None
-) -> Iterator[Frame[parameter_service_pb2.WriteTensorRequest]]:
-    """The requests of one WriteTensor: its target, and the bytes from there on."""
+def tensor_frames(first: Q, tensor: TensorData | None) -> Iterator[Frame[Q]]:
+    """What is asked for, and from there on the bytes of its tensor, in as many requests as they need."""
     parts = chunks(b"" if tensor is None else tensor.data)
     yield Frame(first, next(parts, b""))
-    more = parameter_service_pb2.WriteTensorRequest()
+    more = type(first)()
     for chunk in parts:
         yield Frame(more, chunk)
 
@@ -188,10 +189,6 @@ def forward_frames(
 ) -> Iterator[Frame[model_service_pb2.ForwardRequest]]:
     """The requests of one Forward: everything but tensors, then the tensors."""
     yield Frame(first)
-    more = model_service_pb2.ForwardRequest()
     for index, tensor in enumerate(tensors):
         announced = model_service_pb2.ForwardRequest(tensor=header(str(index), tensor))
-        parts = chunks(tensor.data)
-        yield Frame(announced, next(parts, b""))
-        for chunk in parts:
-            yield Frame(more, chunk)
+        yield from tensor_frames(announced, tensor)

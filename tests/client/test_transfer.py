@@ -14,7 +14,7 @@ from modscope.tensor import CHUNK_BYTES, TensorData
 from modscope.v1 import event_pb2, hook_service_pb2, model_service_pb2, parameter_service_pb2
 from modscope.wire import Frame
 from modscope_client.errors import Internal
-from modscope_client.transfer import Arrivals, Events, Fill, forward_frames, header, write_frames
+from modscope_client.transfer import Arrivals, Events, Fill, forward_frames, header, tensor_frames
 
 Response = parameter_service_pb2.ReadTensorsResponse
 
@@ -136,10 +136,10 @@ def test_events_are_given_when_their_tensors_are_whole() -> None:
 def test_a_write_is_one_message_where_it_fits() -> None:
     first = parameter_service_pb2.WriteTensorRequest(path="w")
     small = TensorData("uint8", (3,), b"abc")
-    assert list(write_frames(first, small)) == [Frame(first, memoryview(b"abc"))]
-    assert list(write_frames(first, None)) == [Frame(first, b"")]
+    assert list(tensor_frames(first, small)) == [Frame(first, memoryview(b"abc"))]
+    assert list(tensor_frames(first, None)) == [Frame(first, b"")]
     large = TensorData("uint8", (CHUNK_BYTES * 2 + 1,), bytes(CHUNK_BYTES * 2 + 1))
-    sizes = [len(frame.data) for frame in write_frames(first, large)]
+    sizes = [len(frame.data) for frame in tensor_frames(first, large)]
     assert sizes == [CHUNK_BYTES, CHUNK_BYTES, 1]
 
 

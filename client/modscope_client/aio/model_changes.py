@@ -45,7 +45,7 @@ class ModelChanges:
         `allow_non_finite`. expected is one digest. Raises InvalidArgument with both shapes or dtypes,
         and changes nothing then.
         """
-        from modscope_client.transfer import write_frames
+        from modscope_client.transfer import tensor_frames
 
         digests = None if expected is None else {path: expected}
         first, tensor = requests.write(
@@ -57,7 +57,7 @@ class ModelChanges:
             allow_non_finite=allow_non_finite,
             options=requests.options(digests, dry_run, request_id),
         )
-        frames = write_frames(first, tensor)
+        frames = tensor_frames(first, tensor)
         bulk = tensor is not None and len(tensor.data) > BULK_BYTES
         return convert.operation((await self._calls.upload(rpcs.WRITE_TENSOR, frames, bulk=bulk)).operation)
 
