@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from modscope_server.errors import DtypeMismatch, NoMatch, NotMaterialized
 from modscope_server.inspection.backup import writing_to
 from modscope_server.inspection.breakage import check_freeze, wrapper_around
 from modscope_server.inspection.changes import Change
@@ -30,8 +29,9 @@ from modscope_server.inspection.optimizer_search import held_by_any
 from modscope_server.inspection.optimizers import Groups
 from modscope_server.inspection.parameters import located_parameters
 from modscope_server.inspection.records import Located, LocatedTensor
-from modscope_server.inspection.selection import select_located_parameters
-from modscope_server.inspection.tensors import dtype_name, has_grad
+from modscope_server.inspection.selection import no_parameter, select_located_parameters
+from modscope_server.inspection.tensors import has_grad
+from modscope_server.inspection.trainable import check_dtype, check_leaf
 
 __all__ = ["plan_freeze", "plan_unfreeze"]
 
@@ -63,7 +63,7 @@ def plan_freeze(
     located = select_located_parameters(root, glob, type)
     layers = norm_layers(root, located, glob, type)
     if not located and not (norm_stats and layers):
-        raise _no_match(glob, type)
+        raise no_parameter(glob, type)
     _check_leaves(located)
     if not force:
         check_freeze({id(one.tensor) for one in located}, root, scaled)
@@ -105,8 +105,9 @@ def plan_unfreeze(
     located = select_located_parameters(root, glob, type)
     layers = [one for one in norm_layers(root, located, glob, type) if one.module in holds]
     if not located and not layers:
-        raise _no_match(glob, type)
-    _check_gradients_possible(located)
+        raise no_parameter(glob, type)
+    for one in located:
+        check_dtype(one)
     _check_leaves(located)
     memento = _flags(located)
     for optimizer, params in groups.by_optimizer(_tensors(located)):
@@ -214,27 +215,10 @@ def _tensors(located: Iterable[LocatedTensor]) -> list[torch.Tensor]:
     return [one.tensor for one in located]
 
 
-def _check_gradients_possible(located: Iterable[LocatedTensor]) -> None:
-    for place in located:
-        if not (place.tensor.is_floating_point() or place.tensor.is_complex()):
-            raise DtypeMismatch(
-                f"{place.path} is {dtype_name(place.tensor)}, which takes no gradient",
-                hint="select float or complex parameters only",
-                field="glob",
-            )
-
-
 def _check_leaves(located: Iterable[LocatedTensor]) -> None:
-    for place in located:
-        if is_lazy(place.tensor):
-            continue
-        if not place.tensor.is_leaf or place.tensor.is_inference():
-            why = (
-                "was made under inference_mode" if place.tensor.is_inference() else "is computed from others"
-            )
-            raise NotMaterialized(
-                f"{place.path} {why}: its requires_grad is fixed", hint="select the parameters behind it"
-            )
+    for one in located:
+        if not is_lazy(one.tensor):
+            check_leaf(one, "its requires_grad is fixed")
 
 
 def _already(already: int, total: int, what: str) -> tuple[str, ...]:
@@ -243,10 +227,3 @@ def _already(already: int, total: int, what: str) -> tuple[str, ...]:
 
 def _begins_anew(optimizer: Optimizer, why: str) -> str:
     return f"{optimizer.__class__.__name__} begins its history anew: {why}"
-
-
-def _no_match(glob: str, type: str) -> NoMatch:
-    owner = f" in a module of type {type!r}" if type else ""
-    return NoMatch(
-        f"no parameter matches {glob or '*'!r}{owner}", hint="list them: `modscope params`", field="glob"
-    )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from modscope_server.errors import AlreadyHeld, BadRequest, DtypeMismatch, NoMatch, NotMaterialized
+from modscope_server.errors import AlreadyHeld, BadRequest, NotMaterialized
 from modscope_server.inspection.backup import writing_to
 from modscope_server.inspection.changes import Change
 from modscope_server.inspection.commands import glob_of, named
@@ -18,8 +18,8 @@ from modscope_server.inspection.optimizer_memory import keep_newcomers, prepare,
 from modscope_server.inspection.optimizer_objections import objection_to_parameters
 from modscope_server.inspection.optimizers import Group, Groups
 from modscope_server.inspection.records import LocatedTensor
-from modscope_server.inspection.selection import select_located_parameters
-from modscope_server.inspection.tensors import dtype_name
+from modscope_server.inspection.selection import no_parameter, select_located_parameters
+from modscope_server.inspection.trainable import check_dtype, check_leaf
 
 __all__ = ["plan_add_to_optimizer"]
 
@@ -36,9 +36,7 @@ def plan_add_to_optimizer(
     """
     located = select_located_parameters(root, glob)
     if not located:
-        raise NoMatch(
-            f"no parameter matches {glob or '*'!r}", hint="list them: `modscope params`", field="glob"
-        )
+        raise no_parameter(glob)
     _check_free(located, groups, program)
     _check_kinds(located)
     chosen = _only_group(groups) if group is None else chosen_group(groups, group)
@@ -127,17 +125,7 @@ def _check_free(located: Iterable[LocatedTensor], groups: Groups, program: str) 
 
 def _check_kinds(located: Iterable[LocatedTensor]) -> None:
     for one in located:
-        tensor = one.tensor
-        if is_lazy(tensor):
+        if is_lazy(one.tensor):
             raise NotMaterialized(f"{one.path} has no shape yet", hint="run the model once, then add it")
-        if tensor.is_inference() or not tensor.is_leaf:
-            why = "was made under inference_mode" if tensor.is_inference() else "is computed from others"
-            raise NotMaterialized(
-                f"{one.path} {why}: no optimizer can step it", hint="select the parameters behind it"
-            )
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            raise DtypeMismatch(
-                f"{one.path} is {dtype_name(tensor)}, which takes no gradient",
-                hint="select float or complex parameters only",
-                field="glob",
-            )
+        check_leaf(one, "no optimizer can step it")
+        check_dtype(one)

@@ -27,6 +27,7 @@ from modscope_server.inspection.walk import walk
 __all__ = [
     "Located",
     "LocatedTensor",
+    "no_parameter",
     "select_located_buffers",
     "select_located_parameters",
     "select_module_records",
@@ -71,6 +72,14 @@ def some_modules(root: nn.Module, model: str, glob: str, type: str) -> list[Loca
             field="glob",
         )
     return chosen
+
+
+def no_parameter(glob: str, type: str = "") -> NoMatch:
+    """The refusal of a selection of parameters that is empty."""
+    owner = f" in a module of type {type!r}" if type else ""
+    return NoMatch(
+        f"no parameter matches {glob or '*'!r}{owner}", hint="list them: `modscope params`", field="glob"
+    )
 
 
 def select_module_records(
