@@ -282,6 +282,7 @@ def test_a_watch_that_is_refused_leaves_no_hook(fields: dict[str, Any], reason: 
         refusal = refused(lambda: rpc.Watch(**fields))
         assert refusal.reason == reason
         assert refusal.fields
+        assert refusal.hint
         assert hook_counts(model) == bare
 
 

@@ -27,7 +27,7 @@ Payload = Literal["none", "stats", "histogram", "tensor"]
 
 @dataclass(frozen=True)
 class WatchSpec:
-    """What a subscriber asks for."""
+    """What a subscriber asks for. Raises BadRequest for what has no meaning."""
 
     glob: str = "*"
     type: str = ""
@@ -39,6 +39,27 @@ class WatchSpec:
     """Bound in events; 0 means the server's."""
     sample: int = 0
     """Most elements of a tensor that statistics look at; 0 means all."""
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or not self.kinds:
+            raise BadRequest(
+                f"unknown hook kinds {unknown}", hint=f"use some of {', '.join(KINDS)}", field="hooks"
+            )
+        if self.payload not in get_args(Payload):
+            raise BadRequest(
+                f"payload {self.payload!r} is not served",
+                hint=f"use one of {', '.join(get_args(Payload))}",
+                field="payload",
+            )
+        for name, least, hint in (
+            ("every", 1, "give 1 for each step, 10 for each tenth"),
+            ("queue", 0, "give a number of events, 0 for the server's bound"),
+            ("sample", 0, "give a number of elements, 0 for all"),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise BadRequest(f"{name} is {value}", hint=hint, field=name)
 
 
 @dataclass(frozen=True)
@@ -117,10 +138,8 @@ class HookManager:
         """Arm a watch: from here on every event is queued or counted as dropped.
 
         `take`, where it is given, gets each draft instead, on the thread of the hook. Call it at a safe
-        point, so that the first step is seen whole. Raises NoMatch, BadGlobError, BadRequest,
-        LimitExceeded.
+        point, so that the first step is seen whole. Raises NoMatch, BadGlobError, LimitExceeded.
         """
-        _check(spec)
         chosen = some_modules(registered.root, registered.name, spec.glob, spec.type)
         with self._mutex:
             if len(self._watches) >= self._most:
@@ -197,26 +216,6 @@ class HookManager:
 
 def _safe_point_hooks(root: nn.Module) -> list[HookState]:
     return [HookState("", kind, "safe point", (), hook.fired, None) for kind, hook in root_hooks(root)]
-
-
-def _check(spec: WatchSpec) -> None:
-    unknown = [kind for kind in spec.kinds if kind not in KINDS]
-    if unknown or not spec.kinds:
-        raise BadRequest(
-            f"unknown hook kinds {unknown}", hint=f"use some of {', '.join(KINDS)}", field="hooks"
-        )
-    if spec.payload not in get_args(Payload):
-        raise BadRequest(
-            f"payload {spec.payload!r} is not served",
-            hint=f"use one of {', '.join(get_args(Payload))}",
-            field="payload",
-        )
-    if spec.sample < 0:
-        raise BadRequest(f"sample must not be negative, got {spec.sample}", field="sample")
-    if spec.every < 1:
-        raise BadRequest(f"every must be at least 1, got {spec.every}", field="every")
-    if spec.queue < 0:
-        raise BadRequest(f"queue must not be negative, got {spec.queue}", field="queue")
 
 
 def _notes(chosen: list[Located]) -> tuple[str, ...]:

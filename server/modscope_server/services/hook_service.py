@@ -113,10 +113,6 @@ class HookServicer:
 
 
 def _spec(request: hook_service_pb2.WatchRequest) -> WatchSpec:
-    if request.every < 0:
-        raise BadRequest(
-            f"every is {request.every}", hint="give 1 for each step, 10 for each tenth", field="every"
-        )
     kinds = dict.fromkeys(
         convert.choice(convert.HOOK_KINDS, kind, "forward", "hooks") for kind in request.hooks
     )

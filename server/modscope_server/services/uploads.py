@@ -59,7 +59,9 @@ class Uploads:
         try:
             self._received.append(TensorData(dtype, shape, self._place))
         except ValueError as error:
-            raise BadRequest(f"{name}: {error}", field="shape") from error
+            raise BadRequest(
+                f"{name}: {error}", hint="give a shape of exactly byte_size bytes", field="shape"
+            ) from error
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """The next bytes of the tensor that was announced last."""
