@@ -11,6 +11,7 @@ from modscope_server.errors import WouldBreakTraining
 from modscope_server.inspection.counts import reachable
 from modscope_server.inspection.distributed import gradient_wrapper
 from modscope_server.inspection.members import tensors
+from modscope_server.inspection.param_groups import held_by
 
 __all__ = ["check_freeze", "wrapper_around"]
 
@@ -32,7 +33,7 @@ def check_freeze(frozen: set[int], root: nn.Module, scaled: Iterable[Optimizer])
             hint="leave one trainable, or use force=True (--force)",
         )
     for optimizer in scaled:
-        held = {id(t) for group in optimizer.param_groups for t in group["params"] if t.requires_grad}
+        held = {id(t) for t in held_by(optimizer) if t.requires_grad}
         if held and held <= frozen:
             raise WouldBreakTraining(
                 f"nothing in {type(optimizer).__name__} would stay trainable: GradScaler.step would raise",

@@ -11,18 +11,18 @@ from torch.optim import Optimizer
 
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.optimizers import Group
+from modscope_server.inspection.param_groups import options_of
 from modscope_server.inspection.records import Plain
 
 __all__ = ["converted", "names", "plain"]
 
-_NO_OPTIONS = ("params", "param_names")
 _REAL_ENDINGS = ("lr", "decay", "momentum", "eps")
 _MOST_TEXT = 200
 
 
 def names(group: Group) -> list[str]:
     """Names of the group's hyper-parameters, in its order."""
-    return [name for name in list(group.options) if name not in _NO_OPTIONS]
+    return list(options_of(group.options))
 
 
 def plain(value: object) -> Plain:

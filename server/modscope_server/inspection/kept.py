@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from modscope_server.inspection.backup import TensorCopy, writing_to
 from modscope_server.inspection.copies import bytes_of, copied, put_into, same
+from modscope_server.inspection.param_groups import MEMBERS
 from modscope_server.inspection.tensors import dtype_name, has_grad, shape_of
 
 __all__ = ["Flag", "Gradient", "Groups", "Kept", "Other", "Repeatable", "State", "Training", "Value"]
@@ -188,7 +189,8 @@ class Groups(Repeatable):
             for name, value in options.items():
                 if value is _ABSENT:
                     group.pop(name, None)
-                elif name in _LISTS and name in group:
+                elif name in MEMBERS and name in group:
+                    # Others may hold the list, too.
                     group[name][:] = value
                 else:
                     group[name] = put_into(group.get(name), value)
@@ -257,9 +259,6 @@ class Other(Kept):
 _ABSENT = object()
 """Stands for an option that a group did not have."""
 
-_LISTS = ("params", "param_names")
-"""Options whose items are told by identity and whose list others may hold, too."""
-
 
 def _option(name: str, value: Any) -> Any:
-    return list(value) if name in _LISTS else copied(value)
+    return list(value) if name in MEMBERS else copied(value)

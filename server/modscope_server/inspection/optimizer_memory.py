@@ -15,6 +15,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
 from modscope_server.inspection.copies import bytes_of, copied, put_into
 from modscope_server.inspection.memento import Memento
+from modscope_server.inspection.param_groups import held_by
 
 __all__ = [
     "begin_anew",
@@ -116,7 +117,7 @@ def keep_history(memento: Memento, optimizer: Optimizer) -> None:
 
 def _keep_absence(memento: Memento, optimizer: Optimizer, param: torch.Tensor) -> None:
     def restore() -> None:
-        if all(param is not held for group in optimizer.param_groups for held in group["params"]):
+        if all(param is not held for held in held_by(optimizer)):
             optimizer.state.pop(param, None)
 
     key = ("state", id(optimizer), id(param))

@@ -15,6 +15,7 @@ from torch.optim import LBFGS, Optimizer, RMSprop
 
 from modscope_server.inspection.hyperparameters import plain
 from modscope_server.inspection.optimizers import Group
+from modscope_server.inspection.param_groups import held_by
 
 __all__ = ["objection_to_options", "objection_to_parameters"]
 
@@ -101,6 +102,6 @@ def _is_of_torch(optimizer: Optimizer) -> bool:
 
 
 def _keeps_own_list(optimizer: Optimizer) -> bool:
-    held = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    held = {id(param) for param in held_by(optimizer)}
     lists = (value for value in vars(optimizer).values() if isinstance(value, (list, tuple)))
     return any(isinstance(one, torch.Tensor) and id(one) in held for value in lists for one in value)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.members import tensors
 from modscope_server.inspection.optimizer_memory import begin_anew
+from modscope_server.inspection.param_groups import held_by
 from modscope_server.inspection.walk import walk
 
 __all__ = ["Group", "Groups"]
@@ -123,7 +124,7 @@ class Groups:
             if visit.first
             for _, t in tensors(visit.module, "_parameters")
         }
-        return sum(any(id(param) in own for param in _params(optimizer)) for optimizer in self._optimizers)
+        return sum(any(id(param) in own for param in held_by(optimizer)) for optimizer in self._optimizers)
 
     def _hint(self, param: torch.Tensor, keys: list[str]) -> str:
         if not self.holds(param):
@@ -131,8 +132,3 @@ class Groups:
         if not keys:
             return 'the optimizer keeps none before its first step; "value" and "grad" can be read'
         return f"it is one of: value, grad, {', '.join(dict.fromkeys(keys))}"
-
-
-def _params(optimizer: Optimizer) -> Iterator[torch.Tensor]:
-    for group in list(optimizer.param_groups):
-        yield from list(group["params"])

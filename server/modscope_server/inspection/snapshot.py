@@ -16,16 +16,14 @@ from modscope_server.inspection.commands import named
 from modscope_server.inspection.extras import left_out, stateful
 from modscope_server.inspection.members import tensors
 from modscope_server.inspection.norm_stats import NormHolds
+from modscope_server.inspection.param_groups import held_by, options_of
 from modscope_server.inspection.randomness import random_state
 from modscope_server.inspection.tensor_table import Collector, Table
 from modscope_server.inspection.tensors import dtype_name, has_grad, shape_of, unreadable_reason
 from modscope_server.inspection.value_codec import Encoder, Json
 from modscope_server.inspection.walk import walk
 
-__all__ = ["NOT_OPTIONS", "Image", "Run", "held_by", "model_tensors", "place_of", "take"]
-
-NOT_OPTIONS = ("params", "param_names")
-"""Entries of a parameter group that are no hyper-parameters."""
+__all__ = ["Image", "Run", "model_tensors", "place_of", "take"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,11 +132,6 @@ def place_of(models: Mapping[str, nn.Module]) -> dict[int, tuple[str, str]]:
     return found
 
 
-def held_by(optimizer: Optimizer) -> list[torch.Tensor]:
-    """The tensors that an optimizer's groups hold, in order."""
-    return [param for group in optimizer.param_groups for param in group["params"]]
-
-
 class _Taker:
     """Collects the parts of one snapshot."""
 
@@ -191,10 +184,7 @@ class _Taker:
             "groups": [
                 {
                     "params": [index[id(param)] for param in group["params"]],
-                    "options": self.encoder.encode(
-                        {key: value for key, value in group.items() if key not in NOT_OPTIONS},
-                        f"{name}/group {number}",
-                    ),
+                    "options": self.encoder.encode(options_of(group), f"{name}/group {number}"),
                 }
                 for number, group in enumerate(optimizer.param_groups)
             ],

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from modscope_server.inspection.commands import named
 from modscope_server.inspection.edits import overlaps_itself
-from modscope_server.inspection.snapshot import Image, Run, held_by, model_tensors, place_of
+from modscope_server.inspection.param_groups import held_by
+from modscope_server.inspection.snapshot import Image, Run, model_tensors, place_of
 from modscope_server.inspection.tensors import dtype_name, shape_of, unreadable_reason
 from modscope_server.inspection.value_codec import Json
 from modscope_server.inspection.walk import walk

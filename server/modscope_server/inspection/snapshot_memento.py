@@ -13,8 +13,9 @@ from modscope_server.inspection.copies import bytes_of, copied, put_into
 from modscope_server.inspection.extras import Stateful, stateful
 from modscope_server.inspection.memento import Memento
 from modscope_server.inspection.optimizer_memory import keep_memory
+from modscope_server.inspection.param_groups import held_by
 from modscope_server.inspection.randomness import random_state, restore_random_state
-from modscope_server.inspection.snapshot import Run, held_by, model_tensors
+from modscope_server.inspection.snapshot import Run, model_tensors
 from modscope_server.inspection.tensors import has_grad
 from modscope_server.inspection.walk import walk
 

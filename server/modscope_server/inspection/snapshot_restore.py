@@ -15,6 +15,7 @@ from modscope_server.inspection.backup import write_elements
 from modscope_server.inspection.changes import Change
 from modscope_server.inspection.extras import stateful
 from modscope_server.inspection.norm_stats import NormHolds
+from modscope_server.inspection.param_groups import held_by, options_of
 from modscope_server.inspection.placing import (
     fits,
     present_device,
@@ -23,7 +24,7 @@ from modscope_server.inspection.placing import (
     storages,
 )
 from modscope_server.inspection.randomness import restore_random_state
-from modscope_server.inspection.snapshot import NOT_OPTIONS, Image, Run, held_by, model_tensors
+from modscope_server.inspection.snapshot import Image, Run, model_tensors
 from modscope_server.inspection.snapshot_match import differences
 from modscope_server.inspection.snapshot_memento import memento_of
 from modscope_server.inspection.tensor_table import Thaw
@@ -169,7 +170,7 @@ class _Restore:
             yield _moved(optimizer, [live[index] for index in kept["moved"]])
 
     def _options(self, node: Json, group: dict[str, Any], optimizer: Optimizer) -> Callable[[], None]:
-        now = {name: value for name, value in group.items() if name not in NOT_OPTIONS}
+        now = options_of(group)
         options = decode(node, self._thaw, now, present_device)
         known = optimizer.defaults.keys() | options.keys()
         strange = [name for name in now if name not in known]
