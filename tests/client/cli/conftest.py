@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +14,7 @@ import torch
 import modscope_server
 from modscope_client.cli.main import run
 from tests.client.cli.models import Reader, reader
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "cli"
+from tests.client.golden import compare
 
 
 @dataclass(frozen=True)
@@ -102,12 +99,5 @@ def modscope(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def golden() -> Callable[[str, str], None]:
-    """Compares a text with the file of that name; MODSCOPE_UPDATE_GOLDEN=1 writes the file instead."""
-
-    def compare(name: str, text: str) -> None:
-        file = GOLDEN / f"{name}.txt"
-        if os.environ.get("MODSCOPE_UPDATE_GOLDEN"):
-            file.write_text(text, encoding="utf-8")
-        assert text == file.read_text(encoding="utf-8")
-
-    return compare
+    """Compares a text with the golden file of that name."""
+    return lambda name, text: compare(f"cli/{name}.txt", text)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from modscope_client.sinks import Metrics
 from modscope_client.types import Event, Histogram, Metric, MetricPoint, Stats, ValueInfo, WatchCounters
 
-__all__ = ["METRICS", "Armed", "compare", "event", "events", "stats"]
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "exporters"
+__all__ = ["METRICS", "Armed", "event", "events", "stats"]
 
 
 @dataclass(frozen=True)
@@ -70,12 +66,3 @@ METRICS = Metrics(
     step=7,
     reported=(Metric("loss", (MetricPoint(5, 0.75), MetricPoint(6, 0.5))), Metric("lr", ())),
 )
-
-
-def compare(name: str, text: str) -> None:
-    """A text with the golden file of that name; MODSCOPE_UPDATE_GOLDEN=1 writes the file instead."""
-    file = GOLDEN / name
-    if os.environ.get("MODSCOPE_UPDATE_GOLDEN"):
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    assert text == file.read_text(encoding="utf-8")

@@ -24,7 +24,8 @@ from modscope_client.errors import FailedPrecondition, InvalidArgument
 from modscope_client.exporters import series
 from modscope_client.exporters.prometheus import Prometheus
 from modscope_client.types import ValueInfo
-from tests.client.exporters.samples import METRICS, Armed, compare, event, events, stats
+from tests.client.exporters.samples import METRICS, Armed, event, events, stats
+from tests.client.golden import compare
 from tests.end_to_end.serving import until
 
 ROOT = Path(__file__).parents[3]
@@ -64,7 +65,7 @@ def test_names_labels_and_values() -> None:
             sink.emit(one)
         sink.metrics(METRICS)
         text = scrape(sink)
-        compare("prometheus.txt", text.replace(__version__, "VERSION"))
+        compare("exporters/prometheus.txt", text.replace(__version__, "VERSION"))
         found = samples(text)
         value = ("gpt", "mlp.w1", "forward", "output", "")
         assert found[("modscope_value_mean", *value)] == 0.5

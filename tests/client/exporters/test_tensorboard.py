@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from modscope_client.errors import FailedPrecondition
 from modscope_client.exporters.tensorboard import TensorBoard
-from tests.client.exporters.samples import METRICS, Armed, compare, event, events
+from tests.client.exporters.samples import METRICS, Armed, event, events
+from tests.client.golden import compare
 
 
 def export(folder: Path) -> None:
@@ -39,7 +40,7 @@ def test_tags_steps_and_values(tmp_path: Path) -> None:
     found = read(tmp_path)
     tags = found.Tags()
     lines = [f"{tag} {scalars(found, tag)}" for tag in sorted(tags["scalars"])]
-    compare("tensorboard.txt", "\n".join([*lines, *sorted(tags["histograms"])]) + "\n")
+    compare("exporters/tensorboard.txt", "\n".join([*lines, *sorted(tags["histograms"])]) + "\n")
     assert scalars(found, "forward/mlp.w1/mean") == [(0, 0.5)]
     assert found.Scalars("forward/mlp.w1/mean")[0].wall_time == 1e9
     assert scalars(found, "reported/loss") == [(5, 0.75), (6, 0.5)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.client.cli.conftest import Live, Modscope
+from tests.client.golden import timeless
 from tests.client.served_net import digest_of
 
 STALE = "sha256:" + "0" * 64
-
-
-def timeless(text: str) -> str:
-    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-01-02 03:04:05", text)
 
 
 def test_nothing_was_changed(live: Live, modscope: Modscope) -> None:
