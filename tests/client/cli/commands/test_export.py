@@ -74,7 +74,6 @@ def test_a_sink_of_another_package(
     monkeypatch.setattr(sys.modules[__name__], "factory", factory, raising=False)
     points = [EntryPoint("mine", f"{__name__}:factory", sinks.GROUP), *entry_points(group=sinks.GROUP)]
     monkeypatch.setattr(sinks, "entry_points", lambda group: points)
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     assert "  mine " in modscope("export", "--help").out
     assert "TARGET" in modscope("export", "mine", "--help").out
     outcome = modscope("export", "mine", "somewhere", "body.1", "--count", "2")
