@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-__all__ = ["WRAPPER_PREFIXES", "BadGlob", "compile_glob", "is_glob", "join", "literal", "parent"]
+__all__ = ["WRAPPER_PREFIXES", "BadGlob", "compile_glob", "join", "literal", "parent"]
 
 WRAPPER_PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Attribute names under which wrappers keep what they wrap; left out only where the owner is a wrapper."""
@@ -31,11 +31,6 @@ def parent(path: str) -> tuple[str, str]:
     """The path above and the last component."""
     above, _, name = path.rpartition(".")
     return above, name
-
-
-def is_glob(pattern: str) -> bool:
-    """Whether the pattern has any character with a meaning of its own."""
-    return any(character in pattern for character in "*?[{\\")
 
 
 def literal(path: str) -> str:

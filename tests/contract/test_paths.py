@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modscope.paths import BadGlob, compile_glob, is_glob, join, literal, parent
+from modscope.paths import BadGlob, compile_glob, join, literal, parent
 
 LETTERS = "ab.\n"
 
@@ -157,16 +157,6 @@ def test_no_pattern_takes_long(pattern: str) -> None:
 
 def test_deep_braces_are_no_trouble() -> None:
     assert compile_glob("{" * 3000 + "a" + "}" * 3000).fullmatch("a")
-
-
-@pytest.mark.parametrize("text", ["a*", "a?", "[a]", "{a}", "a\\"])
-def test_text_with_a_meaning_of_its_own_is_a_glob(text: str) -> None:
-    assert is_glob(text)
-
-
-@pytest.mark.parametrize("text", ["", "a.b.c", "layers.0", "a,b", "a}b", "a]"])
-def test_a_plain_path_is_no_glob(text: str) -> None:
-    assert not is_glob(text)
 
 
 @given(st.text(max_size=9), st.text(min_size=1, max_size=9).filter(lambda name: "." not in name))
