@@ -20,6 +20,7 @@ from modscope_client.errors import FailedPrecondition, Internal, InvalidArgument
 
 __all__ = [
     "HOOKS",
+    "HOOK_NAMES",
     "MODES",
     "OVERFLOWS",
     "PAYLOADS",
@@ -66,7 +67,7 @@ MODES: dict[str, model_service.ForwardMode.ValueType] = {
     "current": model_service.FORWARD_MODE_CURRENT,
 }
 
-_HOOK_NAMES = {number: name for name, number in HOOKS.items()}
+HOOK_NAMES = {number: name for name, number in HOOKS.items()}
 _ROLE_NAMES = {
     event_pb2.ROLE_INPUT: "input",
     event_pb2.ROLE_OUTPUT: "output",
@@ -265,7 +266,7 @@ def hook_info(m: hook_service_pb2.HookInfo) -> types.HookInfo:
     """A hook's record."""
     return types.HookInfo(
         m.path,
-        _HOOK_NAMES.get(m.kind, ""),
+        HOOK_NAMES.get(m.kind, ""),
         m.owner,
         tuple(m.watch_ids),
         m.fired,
@@ -282,7 +283,7 @@ def event(m: event_pb2.Event, arrays: Iterable[types.Array | None]) -> types.Eve
         m.model,
         m.path,
         m.type,
-        _HOOK_NAMES.get(m.hook, ""),
+        HOOK_NAMES.get(m.hook, ""),
         m.call,
         seconds(m.time),
         [_value(value, array) for value, array in zip(m.values, arrays, strict=True)],

@@ -43,7 +43,6 @@ REMOVE_INTERVENTIONS = plain(
 _KINDS: dict[str, event_pb2.HookKind.ValueType] = {
     name: convert.HOOKS[name] for name in ("forward", "forward_pre")
 }
-_HOOK_NAMES = {number: name for name, number in _KINDS.items()}
 _STATES = {
     intervention_pb2.INTERVENTION_STATE_WAITING: "waiting",
     intervention_pb2.INTERVENTION_STATE_ACTING: "acting",
@@ -157,7 +156,7 @@ def intervention(m: intervention_pb2.Intervention) -> Intervention:
         m.model,
         spec.glob,
         tuple(m.paths),
-        _HOOK_NAMES.get(spec.hook, ""),
+        convert.HOOK_NAMES.get(spec.hook, ""),
         _action_text(spec.alteration),
         spec.alteration.index,
         spec.key if spec.HasField("key") else None,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import json_format
 
 from modscope import __version__, wire
-from modscope.v1 import event_pb2, hook_service_pb2
+from modscope.v1 import hook_service_pb2
 from modscope.wire import Frame
+from modscope_client import convert
 from modscope_client.errors import Internal, InvalidArgument
 from modscope_client.plain import plain
 from modscope_client.recording_file import RecordingReader, RecordingWriter
@@ -147,8 +148,7 @@ class Recording(Watching):
     @property
     def hooks(self) -> tuple[str, ...]:
         """Kinds of hook that were asked for."""
-        names = map(event_pb2.HookKind.Name, self.request.hooks)
-        return tuple(name.removeprefix("HOOK_KIND_").lower() for name in names)
+        return tuple(convert.HOOK_NAMES.get(kind, "") for kind in self.request.hooks)
 
     def __iter__(self) -> Recording:
         return self
