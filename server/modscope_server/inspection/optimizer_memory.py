@@ -26,6 +26,7 @@ __all__ = [
     "leaves_out",
     "needs_preparing",
     "prepare",
+    "set_moved",
     "take_in",
     "takes_in",
 ]
@@ -58,7 +59,7 @@ def leave_out(optimizer: Optimizer, params: Sequence[torch.Tensor]) -> bool:
     ids = _ids(params)
     moved = [param for param in optimizer._params if id(param) not in ids]
     if moved:
-        optimizer._params = moved
+        set_moved(optimizer, moved)
     return _restart(optimizer)
 
 
@@ -76,9 +77,15 @@ def take_in(optimizer: Optimizer, params: Sequence[torch.Tensor], *, new: bool =
         return False
     held = optimizer.param_groups[0]["params"]
     moved = _ids(optimizer._params) | _ids(params)
-    chosen = [param for param in held if id(param) in moved]
-    optimizer._params = held if len(chosen) == len(held) else chosen
+    set_moved(optimizer, [param for param in held if id(param) in moved])
     return _restart(optimizer)
+
+
+def set_moved(optimizer: LBFGS, params: list[torch.Tensor]) -> None:
+    """Make LBFGS move these alone of the parameters that its group holds."""
+    held = optimizer.param_groups[0]["params"]
+    optimizer._params = held if len(params) == len(held) else params
+    optimizer._numel_cache = None
 
 
 def keep_memory(memento: Memento, optimizer: Optimizer, params: Sequence[torch.Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from modscope_server.inspection.backup import write_elements
 from modscope_server.inspection.changes import Change
 from modscope_server.inspection.extras import stateful
 from modscope_server.inspection.norm_stats import NormHolds
+from modscope_server.inspection.optimizer_memory import set_moved
 from modscope_server.inspection.param_groups import held_by, options_of
 from modscope_server.inspection.placing import (
     fits,
@@ -167,7 +169,7 @@ class _Restore:
             yield self._options(then["options"], group, optimizer)
         yield self._state(kept, optimizer)
         if kept["moved"] is not None and isinstance(optimizer, LBFGS):
-            yield _moved(optimizer, [live[index] for index in kept["moved"]])
+            yield partial(set_moved, optimizer, [live[index] for index in kept["moved"]])
 
     def _options(self, node: Json, group: dict[str, Any], optimizer: Optimizer) -> Callable[[], None]:
         now = options_of(group)
@@ -223,16 +225,6 @@ class _Restore:
         then = home.get("tensor") or self._kept["models"][home["model"]]["tensors"][home["path"]]
         param = held[of] if isinstance(of, int) else self._live[home["model"]][home["path"]]
         return param, lambda device: param.device if device == then["device"] else present_device(device)
-
-
-def _moved(optimizer: LBFGS, params: list[torch.Tensor]) -> Callable[[], None]:
-    def put() -> None:
-        (group,) = optimizer.param_groups
-        every = len(params) == len(group["params"])
-        optimizer._params = group["params"] if every else params
-        optimizer._numel_cache = None
-
-    return put
 
 
 def _norm(holds: NormHolds, module: nn.Module, root: nn.Module, *, held: bool) -> Callable[[], object]:
