@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -23,6 +23,7 @@ __all__ = [
     "OUTPUT_FILE",
     "SNAPSHOT_NAME",
     "TENSOR_PATH",
+    "assignments",
     "change_options",
     "type_option",
     "write_options",
@@ -92,6 +93,26 @@ MODULE_PATH = _RemoteName(_modules)
 TENSOR_PATH = _RemoteName(_tensors)
 OPERATION_ID = _RemoteName(_operations)
 SNAPSHOT_NAME = _RemoteName(_snapshots)
+
+
+def assignments(
+    texts: Iterable[str], *, where: str, example: str, what: str, reserved: frozenset[str]
+) -> dict[str, str]:
+    """Texts such as std=0.02, by name. Raises BadParameter for others, and for a name given twice.
+
+    where: how the help calls them; what: what they are. reserved: names that are no such thing.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name.isidentifier():
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as {example}", param_hint=where)
+        if name in reserved:
+            raise click.BadParameter(f"{name!r} is no {what}", param_hint=where)
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice", param_hint=where)
+        found[name] = value
+    return found
 
 
 def type_option(whose: str) -> Callable[[F], F]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from modscope_client.cli.arguments import TENSOR_PATH, change_options
+from modscope_client.cli.arguments import TENSOR_PATH, assignments, change_options
 from modscope_client.cli.change_views import GROUPS
 from modscope_client.cli.messages import hint, note
 from modscope_client.cli.operations import emit_operation
@@ -90,20 +90,16 @@ def add(settings: Settings, /, glob: str, group: int | None, **change: Any) -> N
 
 
 def _hyperparameters(texts: tuple[str, ...]) -> dict[str, Any]:
+    given = assignments(
+        texts, where="NAME=VALUE", example="lr=3e-4", what="hyper-parameter", reserved=_OPTIONS
+    )
     found: dict[str, Any] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or not name.isidentifier():
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as lr=3e-4", param_hint="NAME=VALUE")
-        if name in _OPTIONS:
-            raise click.BadParameter(f"{name!r} is no hyper-parameter", param_hint="NAME=VALUE")
-        if name in found:
-            raise click.BadParameter(f"{name!r} is given twice", param_hint="NAME=VALUE")
+    for name, value in given.items():
         try:
             found[name] = json.loads(value)
         except ValueError as error:
             raise click.BadParameter(
-                f"{text!r}: {value!r} is no JSON ({error}): give a number, a list, true, false or null",
+                f"{name}: {value!r} is no JSON ({error}): give a number, a list, true, false or null",
                 param_hint="NAME=VALUE",
             ) from None
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from modscope_client.cli.arguments import MODULE_PATH, change_options, type_option
+from modscope_client.cli.arguments import MODULE_PATH, assignments, change_options, type_option
 from modscope_client.cli.operations import emit_operation
 from modscope_client.cli.settings import Settings
 from modscope_client.cli.verbs import Verb
@@ -22,13 +22,11 @@ _OPTIONS = frozenset(
 
 def _scheme_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
     """`std=0.02` and the like as keyword arguments; a value is JSON, or else text."""
+    given = assignments(
+        texts, where="--arg", example="std=0.02", what="argument of a scheme", reserved=_OPTIONS
+    )
     arguments: dict[str, Any] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or not name.isidentifier():
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as std=0.02", param_hint="--arg")
-        if name in _OPTIONS:
-            raise click.BadParameter(f"{name!r} is no argument of a scheme", param_hint="--arg")
+    for name, value in given.items():
         try:
             arguments[name] = json.loads(value)
         except ValueError:

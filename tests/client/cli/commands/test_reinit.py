@@ -83,3 +83,8 @@ def test_what_is_no_argument_of_a_scheme(text: str, live: Live, modscope: Modsco
     outcome = modscope("reinit", "*", "--scheme", "normal_", "--arg", text)
     assert outcome.code == 2
     assert "--arg" in outcome.err
+
+
+def test_an_argument_given_twice_is_refused(live: Live, modscope: Modscope) -> None:
+    outcome = modscope("reinit", "*", "--scheme", "normal_", "--arg", "std=1", "--arg", "std=2")
+    assert outcome.code == 2 and "'std' is given twice" in outcome.err
