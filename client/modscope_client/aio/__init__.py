@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from modscope_client.aio.client import Client, connect
 from modscope_client.aio.handles import RemoteModel, RemoteModule, RemoteParameter
+from modscope_client.aio.model_interventions import InterventionHandle
 from modscope_client.aio.run import Run
 from modscope_client.aio.subscription import Subscription
 from modscope_client.aio.transaction import Transaction
 
 __all__ = [
     "Client",
+    "InterventionHandle",
     "RemoteModel",
     "RemoteModule",
     "RemoteParameter",
