@@ -1,7 +1,8 @@
 """The rpcs of the contract: name, how a request becomes bytes, how bytes become a response.
 
 A message that carries bulk in its field `data` is handled as a `wire.Frame`, everywhere. The rpcs that
-a listing has no use for are in modules of their own: ledger, optimizers, snapshots, run_control.
+a listing has no use for are in modules of their own: ledger, optimizers, snapshots, interventions,
+run_control.
 """
 
 from __future__ import annotations
