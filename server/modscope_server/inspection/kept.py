@@ -246,7 +246,9 @@ class Training(Repeatable):
 class Other(Kept):
     """Anything that a function brings back."""
 
-    def __init__(self, restore: Callable[[], None], nbytes: int, again: Callable[[Any], None] | None) -> None:
+    def __init__(
+        self, restore: Callable[[], object], nbytes: int, again: Callable[[Any], None] | None
+    ) -> None:
         self.nbytes = nbytes
         self.keep_again = again
         """Keeps the same in another memento."""

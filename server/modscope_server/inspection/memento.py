@@ -81,7 +81,7 @@ class Memento:
     def keep(
         self,
         key: Hashable,
-        restore: Callable[[], None],
+        restore: Callable[[], object],
         nbytes: int = 0,
         again: Callable[[Memento], None] | None = None,
     ) -> None:

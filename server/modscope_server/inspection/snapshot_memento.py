@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -129,18 +128,11 @@ def _keep_extra(memento: Memento, name: str, ways: Stateful) -> None:
 
 def _keep_random(memento: Memento) -> None:
     states = random_state()
-    memento.keep(("random",), _later(restore_random_state, states), again=_keep_random)
+    memento.keep(("random",), lambda: restore_random_state(states), again=_keep_random)
 
 
 def _keep_step_count(memento: Memento, run: Run) -> None:
     count = run.step_count()
     memento.keep(
-        ("step count",), _later(run.set_step_count, count), again=lambda now: _keep_step_count(now, run)
+        ("step count",), lambda: run.set_step_count(count), again=lambda now: _keep_step_count(now, run)
     )
-
-
-def _later(put: Callable[[Any], object], value: Any) -> Callable[[], None]:
-    def restore() -> None:
-        put(value)
-
-    return restore
