@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from modscope_server.errors import BadRequest, NotFinite
+from modscope_server.inspection.casting import finite_elements
 from modscope_server.inspection.slices import Index, parse_index
 from modscope_server.inspection.tensors import dtype_name, unreadable_reason
 
@@ -149,14 +150,9 @@ def _converted(value: torch.Tensor, dtype: torch.dtype, device: torch.device) ->
     if not torch.can_cast(value.dtype, dtype):
         raise Unfit(f"a {dtype_name(value)} array does not go into {str(dtype).removeprefix('torch.')}")
     made = value.to(dtype)
-    if _finite(made) != _finite(value):
+    if finite_elements(made).sum() != finite_elements(value).sum():
         raise Unfit(f"the array has numbers that {dtype_name(made)} does not have")
     return made.to(device)
-
-
-def _finite(t: torch.Tensor) -> int:
-    """How many elements are finite; float8 cannot tell by itself."""
-    return int((t.float() if t.itemsize == 1 else t).isfinite().sum())
 
 
 def _noise(part: torch.Tensor, how: Alteration, application: int) -> torch.Tensor:

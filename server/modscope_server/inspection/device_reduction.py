@@ -8,16 +8,14 @@ import torch
 
 from modscope_server.inspection.histogram import BITS, CODES, MANTISSA
 
-__all__ = ["COLUMNS", "counted", "masked"]
+__all__ = ["counted", "masked"]
 
-COLUMNS = 10
-"""Numbers in a row: the fields of Part, in order."""
 _BLOCK = 1 << 22
 """Elements counted at a time; bounds the temporaries, which are of float64."""
 
 
 def masked(columns: torch.Tensor) -> torch.Tensor:
-    """Reduce a chunk of shape (n, 1), or (n, 2) for complex, to a row on the same device."""
+    """Reduce a chunk of shape (n, 1), or (n, 2) for complex, to a row there: the fields of Part."""
     wide = _wide(columns)
     nan = columns.isnan().any(1)
     finite = columns.isfinite().all(1)
