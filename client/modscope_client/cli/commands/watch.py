@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modscope_client.cli.event_output import event_writer, follow, stop, tally
 from modscope_client.cli.messages import say
 from modscope_client.cli.settings import Settings
+from modscope_client.cli.text import plural
 from modscope_client.cli.verbs import Verb
 from modscope_client.cli.watch_options import INTERRUPTED, limit_options, stopped_after, watch_options
+
+if TYPE_CHECKING:
+    from modscope_client.types import Event
 
 __all__ = ["command"]
 
@@ -39,11 +43,20 @@ def command(settings: Settings, watch: dict[str, Any], count: int | None, durati
     """
     with settings.remote_model() as model:
         with model.watch(**watch) as events, stopped_after(duration, lambda: stop(events)):
-            show = event_writer(settings.output, events, watch["hooks"])
+            write = event_writer(settings.output, events, watch["hooks"])
+            shown = 0
+
+            def show(event: Event) -> None:
+                nonlocal shown
+                write(event)
+                shown += 1
+
             try:
                 follow(events, show, count, is_bounded=bool(count or duration))
             except KeyboardInterrupt:
                 raise click.exceptions.Exit(INTERRUPTED) from None
             finally:
                 if settings.output == "table":
-                    say(tally(events))
+                    total = tally(events)
+                    apart = shown != events.counters.published
+                    say(f"{plural(shown, 'event')}; the watch had {total}" if apart else total)
