@@ -84,11 +84,19 @@ def test_pages_are_asked_for_until_the_last(kind: Any) -> None:
     assert asked == ["", "token-1", "token-2"]
 
 
+async def optimizing(model: Any) -> tuple[list[float], dict[str, bytes]]:
+    """The learning rates, and Adam's moments of two parameters."""
+    moments = await settle(model.read(["head.bias", "body.0.weight"], what="exp_avg"))
+    rates = [group.lr for group in await settle(model.optimizers())]
+    return rates, {path: moment.tobytes() for path, moment in moments.items()}
+
+
 @BOTH
 def test_undo_puts_every_bit_back(kind: Any, live: Served) -> None:
     before, state = fingerprint(live.module), copy.deepcopy(net(live).state_dict())
 
     async def body(model: Any) -> None:
+        known = await optimizing(model)
         for change in (
             lambda: model.write("large", torch.randn(600, 1000)),
             lambda: model.freeze("body"),
@@ -105,6 +113,7 @@ def test_undo_puts_every_bit_back(kind: Any, live: Served) -> None:
             with pytest.raises(FailedPrecondition) as again:
                 await settle(model.undo(done.id))
             assert again.value.reason == "NOT_UNDOABLE"
+            assert await optimizing(model) == known
 
     served_to(kind, live.scope, body)
     assert fingerprint(live.module) == before

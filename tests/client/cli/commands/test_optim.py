@@ -80,10 +80,3 @@ def test_what_is_held_already(partial: Live, modscope: Modscope) -> None:
     outcome = modscope("optim", "add", "embed", "-o", "json")
     assert (outcome.code, json.loads(outcome.err)["reason"]) == (5, "ALREADY_HELD")
     assert modscope("optim", "add", "nope.*").code == 3
-
-
-@pytest.mark.parametrize("texts", [["lr"], ["=1"], ["group=1"], ["request_id=1"], ["lr=1", "lr=2"], ["lr=x"]])
-def test_what_is_no_setting(texts: list[str], partial: Live, modscope: Modscope) -> None:
-    outcome = modscope("optim", "set", *texts)
-    assert outcome.code == 2 and "NAME=VALUE" in outcome.err
-    assert partial.optimizer.param_groups[0]["lr"] == 0.5
