@@ -294,6 +294,11 @@ class Closed(Busy):
 
     reason = "CLOSED"
 
+    def __init__(
+        self, message: str = "the server is closing", *, hint: str = "connect to a running one: `modscope ps`"
+    ) -> None:
+        super().__init__(message, hint=hint)
+
 
 class ConfigurationError(ModscopeServerError, ValueError):
     """attach or modscope-server was given something that cannot serve."""

@@ -182,7 +182,7 @@ class Pauses:
     def check_open(self) -> None:
         """Raises Closed after `close`."""
         if self.closed:
-            raise Closed("the server is closing", hint="connect to a running server: `modscope ps`")
+            raise Closed
 
     def _take(self, seconds: float, who: str, *, own: bool) -> Grip:
         self.check_open()

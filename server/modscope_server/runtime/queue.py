@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 __all__ = ["Kind", "Place", "Request", "RequestQueue"]
@@ -56,9 +56,6 @@ class RequestQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._waiting)
 
     def add(self, request: Request) -> None:
         """Let a request wait."""

@@ -118,7 +118,7 @@ class SafePoint(Boundaries):
         withdrawn and never runs. Raises Closed after `close`. What `fn` raises comes through.
         """
         if self._turns.closed:
-            raise Closed("the server is closing", hint="connect to a running server: `modscope ps`")
+            raise Closed
         self.pending.attend()
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.calls(caller):
@@ -142,12 +142,11 @@ class SafePoint(Boundaries):
         return Answer(fn(), self.step_count)
 
     def close(self) -> None:
-        """Let the request that runs end, take all hooks off and fail what waits. Idempotent."""
+        """Let the request that runs end, take all hooks off; what waits is withdrawn. Idempotent."""
         self._turns.closed = True
         self._turns.refresh()
         self._turns.settle()
         self.stop_sensing()
-        self._turns.refuse("the server closed before the model could be reached")
 
     def abandon(self) -> None:
         """Make all hooks inert without a lock: for a forked child, where locks may be held forever."""
@@ -185,14 +184,11 @@ class SafePoint(Boundaries):
         turns = self._turns
         turns.queue.add(request)
         while not request.done.wait(_TICK):
-            if turns.closed:
-                request.fail(Closed("the server closed before the model could be reached"))
-                break
             late = deadline is not None and time.monotonic() >= deadline
             gone = cancelled is not None and cancelled.is_set()
-            if late or gone:
+            if turns.closed or late or gone:
                 if turns.queue.withdraw(request):
-                    raise self._no_safe_point(request.kind)
+                    raise self._withdrawn(request.kind)
             elif self._claim(request.kind):
                 if turns.queue.withdraw(request):
                     return turns.run(request.fn, self._notes(request.kind))
@@ -202,7 +198,9 @@ class SafePoint(Boundaries):
         answer: Answer[Any] = request.answer
         return answer
 
-    def _no_safe_point(self, kind: Kind) -> NoSafePoint:
+    def _withdrawn(self, kind: Kind) -> Closed | NoSafePoint:
+        if self._turns.closed:
+            return Closed("the server closed before the model could be reached")
         wait = self._turns.reads_wait()
         if kind != "write" and wait > 0:
             return NoSafePoint(

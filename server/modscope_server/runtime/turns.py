@@ -104,18 +104,16 @@ class Turns:
                 self._serve_all(ready, place)
         except BaseException:
             # An interrupt comes through to the loop; nobody would serve what it has met here.
-            self.refuse("training was interrupted before this request was served", ready)
+            for request in ready:
+                self.queue.withdraw(request)
+                request.fail(
+                    Closed("training was interrupted before this request was served", hint="call again")
+                )
             raise
         finally:
             if not held and any(request.kind != "write" for request in ready):
                 ended = time.monotonic()
                 self._reads_resume = ended + (ended - began) * (1 / self._read_share - 1)
-
-    def refuse(self, why: str, requests: Iterable[Request] | None = None) -> None:
-        """Fail these requests, or all that wait, where they have not ended."""
-        for request in self.queue if requests is None else requests:
-            self.queue.withdraw(request)
-            request.fail(Closed(why))
 
     def hold(self, until: Callable[[], bool], place: Place | None, *, write: bool) -> None:
         """Keep the training thread here until `until()` is true, serving every request that comes.

@@ -26,7 +26,7 @@ class Gate:
         """Count a call in. Raises LimitExceeded for a stream too many, Closed after `close`."""
         with self._changed:
             if self._closed:
-                raise Closed("the server is closing", hint="see `modscope ps` for the servers on this host")
+                raise Closed
             if stream:
                 if self._streams >= self._limit:
                     raise LimitExceeded(
