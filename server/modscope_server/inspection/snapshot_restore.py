@@ -112,7 +112,7 @@ class _Restore:
                 self.notes.append(f"{name} is no part of the snapshot: it stays as it is")
                 continue
             state = decode(kept["state"], self._thaw, ways.take(), present_device)
-            yield lambda put=ways.put, state=state: put(state)  # type: ignore[misc]
+            yield partial(ways.put, state)
 
     def _model(
         self, kept: Json, root: nn.Module, live: dict[str, torch.Tensor]
