@@ -145,19 +145,26 @@ def _tensor_fields(record: TensorRecord) -> dict[str, Any]:
     }
 
 
-def stats(record: StatsRecord) -> tensor_pb2.Stats:
-    """A reduction of a tensor."""
-    return tensor_pb2.Stats(
-        count=record.count,
-        mean=record.mean,
-        std=record.std,
-        min=record.min,
-        max=record.max,
-        norm=record.norm,
-        zeros=record.zeros,
-        nan=record.nan,
-        inf=record.inf,
-    )
+def stats(record: StatsRecord, into: tensor_pb2.Stats | None = None) -> tensor_pb2.Stats:
+    """A reduction of a tensor; written `into` a message where one is given, as `module_info` is."""
+    message = tensor_pb2.Stats() if into is None else into
+    message.SetInParent()
+    message.count = record.count
+    if record.zeros:
+        message.zeros = record.zeros
+    if record.nan:
+        message.nan = record.nan
+    if record.inf:
+        message.inf = record.inf
+    if record.norm is None or record.std is None:
+        return message
+    message.std = record.std
+    message.norm = record.norm
+    if record.mean is not None and record.min is not None and record.max is not None:
+        message.mean = record.mean
+        message.min = record.min
+        message.max = record.max
+    return message
 
 
 def scalar(message: tensor_pb2.Scalar, field: str) -> bool | int | float | str:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 
 from modscope import wire
 from modscope.tensor import chunks
-from modscope.v1 import event_pb2, hook_service_pb2, tensor_pb2
+from modscope.v1 import event_pb2, hook_service_pb2
 from modscope.wire import Frame
-from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
+from modscope_server.inspection.records import HistogramRecord, SampleRecord
 from modscope_server.runtime.bus import HookEvent, HookValue
-from modscope_server.services.convert import HOOK_KINDS
+from modscope_server.services.convert import HOOK_KINDS, stats
 
 __all__ = ["messages"]
 
@@ -77,7 +77,7 @@ def _value(value: HookValue, message: event_pb2.ValueInfo) -> None:
         message.shape.extend(value.shape)
         message.dtype = value.dtype
     if value.stats is not None:
-        _stats(value.stats, message.stats)
+        stats(value.stats, message.stats)
     if value.histogram is not None:
         _histogram(value.histogram, message.histogram)
     if value.sample is not None:
@@ -85,25 +85,6 @@ def _value(value: HookValue, message: event_pb2.ValueInfo) -> None:
     tensor = value.tensor
     if tensor is not None:
         message.tensor.CopyFrom(wire.spec_of(tensor.dtype, tensor.shape, len(tensor.data)))
-
-
-def _stats(record: StatsRecord, message: tensor_pb2.Stats) -> None:
-    message.SetInParent()
-    message.count = record.count
-    if record.zeros:
-        message.zeros = record.zeros
-    if record.nan:
-        message.nan = record.nan
-    if record.inf:
-        message.inf = record.inf
-    if record.norm is None or record.std is None:
-        return
-    message.std = record.std
-    message.norm = record.norm
-    if record.mean is not None and record.min is not None and record.max is not None:
-        message.mean = record.mean
-        message.min = record.min
-        message.max = record.max
 
 
 def _histogram(record: HistogramRecord, message: event_pb2.Histogram) -> None:
