@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from modscope.v1 import run_pb2
+from modscope_server import Limits
+from modscope_server.errors import Closed
 from tests.server.rpc import TIMEOUT, Rpc, admitted, refused, until
 from tests.server.run_support import Run, running
 
@@ -241,8 +243,6 @@ def test_there_may_be_64_breaks() -> None:
 
 
 def test_hooks_of_breaks_are_watches_and_count_as_such() -> None:
-    from modscope_server import Limits
-
     with running(start=False, limits=Limits(streams=1)) as run:
         bare = hook_counts(run)
         kept = run.rpc.AddBreak(expression="nan(forward:0) > 0").added
@@ -295,8 +295,6 @@ def test_waiting_sends_the_status_at_once_and_ends_with_the_pause() -> None:
 
 
 def test_waiting_sends_heartbeats_and_ends_when_the_training_thread_does() -> None:
-    from modscope_server import Limits
-
     with running(limits=Limits(heartbeat=0.05)) as run:
         stream = run.rpc.WaitForPause()
         steps = [next(stream).status.step for _ in range(4)]
@@ -307,8 +305,6 @@ def test_waiting_sends_heartbeats_and_ends_when_the_training_thread_does() -> No
 
 
 def test_a_cancelled_wait_leaves_its_worker_free() -> None:
-    from modscope_server import Limits
-
     with running(limits=Limits(streams=1)) as run:
         for _ in range(3):
             streams: list[Any] = []
@@ -339,7 +335,7 @@ def test_a_closed_server_pauses_no_more() -> None:
             lambda: control.step(1, 0, "me"),
             lambda: control.add_break("step > 0", 0, "me"),
         ):
-            with pytest.raises(Exception, match="closing"):
+            with pytest.raises(Closed, match="closing"):
                 act()
         step = len(run.losses)
         until(lambda: len(run.losses) > step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from torch.optim.optimizer import Optimizer
@@ -56,9 +56,9 @@ class BreakTable:
     def __len__(self) -> int:
         return len(self._breaks)
 
-    def __iter__(self) -> itertools.chain[Break]:
+    def __iter__(self) -> Iterator[Break]:
         """In the order of their setting."""
-        return itertools.chain(self._breaks)
+        return iter(self._breaks)
 
     def add(self, expression: str, lease_seconds: float, who: str) -> Break:
         """Set a break. Where its condition looks at hooks, call it at a safe point.
