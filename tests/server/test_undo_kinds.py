@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.server.change_kinds import CHANGES, Options
-from tests.server.rpc import Rpc, serving, training_loop, until
+from tests.server.rpc import Rpc, refused, serving, training_loop, until
 from tests.server.undo_support import OPTIMIZERS, Net, bits, make_model, optimizer_bits, stepper
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -172,8 +172,10 @@ def test_a_parameter_that_was_replaced_since_is_refused() -> None:
     with serving(model, optimizer) as rpc:
         write = CHANGES["write"](rpc, Options()).operation
         model.first.weight = torch.nn.Parameter(torch.zeros(4, 3))
-        with pytest.raises(Exception, match=r"first\.weight is not the same tensor any more"):
-            rpc.Undo(id=write.id)
+        refusal = refused(lambda: rpc.Undo(id=write.id))
+        assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "NOT_UNDOABLE")
+        assert refusal.message.endswith("cannot be undone: first.weight is not the same tensor any more")
+        assert refusal.hint.endswith("write the values that you want")
     assert torch.equal(model.first.weight, torch.zeros(4, 3))
 
 

@@ -25,7 +25,8 @@ def plan_undo(ledger: Ledger, entry: Entry, registered: Registered) -> Change:
     reason, hint = ledger.not_undoable(entry)
     memento = entry.memento
     if not reason and memento is not None:
-        reason, hint = _obstacle(memento, registered), "the training script has replaced it since"
+        reason = _obstacle(memento, registered)
+        hint = "the training script has replaced it since: write the values that you want"
     if reason or memento is None:
         why = reason or entry.lost
         raise NotUndoable(f"{entry.id} ({entry.kind}) cannot be undone: {why}", hint=hint, field="id")
