@@ -295,9 +295,14 @@ class Closed(Busy):
     reason = "CLOSED"
 
     def __init__(
-        self, message: str = "the server is closing", *, hint: str = "connect to a running one: `modscope ps`"
+        self,
+        message: str = "the server is closing",
+        *,
+        hint: str = "connect to a running one: `modscope ps`",
+        field: str = "",
+        **details: str,
     ) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint, field=field, **details)
 
 
 class ConfigurationError(ModscopeServerError, ValueError):
