@@ -64,7 +64,11 @@ def checked_source(
     target, path = located.tensor, located.path
     _check_writable(target, path)
     if (data is None) == (fill is None):
-        raise BadRequest("a write takes either elements or one number to fill with", field="data")
+        raise BadRequest(
+            "a write takes either elements or one number to fill with",
+            hint="send an array, or fill=0.0",
+            field="data",
+        )
     if data is not None:
         source = from_data(data)
         _check_match(target, source.dtype, source.shape, path, cast)
@@ -145,7 +149,11 @@ def _number(fill: bool | int | float | str | None) -> torch.Tensor:
     if not isinstance(fill, (bool, int, float)):
         raise BadRequest(f"fill takes a number, not {fill!r}", hint="such as fill=0.0", field="fill")
     if isinstance(fill, int) and not -(2**63) <= fill < 2**64:
-        raise BadRequest(f"{fill} is more than 64 bits can hold", field="fill")
+        raise BadRequest(
+            f"{fill} is more than 64 bits can hold",
+            hint="give a number from -2**63 to 2**64 - 1, or a real one",
+            field="fill",
+        )
     if isinstance(fill, float):
         return torch.tensor(fill, dtype=torch.float64, device="cpu")
     return torch.tensor(fill, dtype=torch.uint64 if fill >= 2**63 else None, device="cpu")

@@ -103,7 +103,11 @@ def plan(
     found = find_scheme(scheme)
     checked = checked_arguments(found, arguments or {})
     if seed is not None and not 0 <= seed < 2**64:
-        raise BadRequest(f"a seed is a whole number from 0 to 2**64 - 1, not {seed}", field="seed")
+        raise BadRequest(
+            f"a seed is a whole number from 0 to 2**64 - 1, not {seed}",
+            hint="give such a number, or leave the seed out for a fresh one",
+            field="seed",
+        )
     selected = {id(one.module) for one in select_modules(root, glob, type)}
     if not selected:
         raise NoMatch(
