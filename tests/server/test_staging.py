@@ -107,6 +107,41 @@ def test_beside_a_running_loop_all_is_of_one_step(safepoint: SafePoint, model: n
     assert budget.used == 0
 
 
+def test_no_gradient_is_touched_beside_a_running_loop(model: nn.Module) -> None:
+    trained = model[0]
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.01)
+    stop, began = threading.Event(), threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            trained(torch.randn(4, 700)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            began.set()
+
+    registered = SafePoint([trained], optimizers=1)
+    thread = threading.Thread(target=loop)
+    thread.start()
+    callers = set()
+
+    def gradients() -> list[tuple[str, torch.Tensor]]:
+        callers.add(threading.get_ident())
+        return [(name, parameter.grad) for name, parameter in trained.named_parameters()]  # type: ignore[misc]
+
+    try:
+        assert began.wait(20)
+        for _ in range(20):
+            read = StagedRead(registered, gradients, Budget(1 << 24))
+            read.start(kind="grad", timeout=20)
+            assert list(collected(read)) == [name for name, _ in trained.named_parameters()]
+            read.close()
+        assert callers == {thread.ident}
+    finally:
+        stop.set()
+        thread.join(20)
+        registered.close()
+
+
 def test_more_than_the_budget_is_refused_and_nothing_stays_reserved(
     safepoint: SafePoint, model: nn.Module
 ) -> None:

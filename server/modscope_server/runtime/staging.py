@@ -112,7 +112,8 @@ class StagedRead:
         cancelled: Cancelled | None = None,
     ) -> None:
         """Begin to copy and return when it is known what comes. Raises as SafePoint.run does."""
-        if not self._safepoint.idle:
+        # Gradients come and go while the loop runs, and some without the GIL: none is touched beside it.
+        if kind != "grad" and not self._safepoint.idle:
             self._prepare(_layout(self._safepoint.peek(self._collect).value), touch=True)
         options = {"kind": kind, "caller": caller, "timeout": timeout, "cancelled": cancelled}
         threading.Thread(target=self._run, args=(options,), name="modscope-stage", daemon=True).start()
