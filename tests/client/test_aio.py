@@ -52,7 +52,16 @@ def surface(kind: type) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "name",
-    ["Client", "RemoteModel", "RemoteModule", "RemoteParameter", "Run", "Subscription", "Transaction"],
+    [
+        "Client",
+        "InterventionHandle",
+        "RemoteModel",
+        "RemoteModule",
+        "RemoteParameter",
+        "Run",
+        "Subscription",
+        "Transaction",
+    ],
 )
 def test_the_twins_have_the_same_names_and_arguments(name: str) -> None:
     mine, theirs = surface(getattr(aio, name)), surface(getattr(modscope_client, name))
