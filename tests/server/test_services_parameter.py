@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from torch import nn
 
 from modscope.tensor import TensorData, digest
 from modscope_server import Limits
+from modscope_server.inspection import parameters
 from modscope_server.inspection.statistics import statistics
-from modscope_server.inspection.tensors import from_data, to_data
+from modscope_server.inspection.tensors import from_data, has_grad, to_data
 from tests.plain_models import MLP, Buffers, Dtypes, Tied, lazy
 from tests.server.parameter_messages import bits
 from tests.server.rpc import joined, refused, serving, training_loop
@@ -166,6 +168,31 @@ def test_gradients_and_optimizer_state_are_read() -> None:
         refusal = refused(lambda: rpc.ReadTensor(path="weight", what="momentum"))
         assert (refusal.reason, refusal.fields) == ("BAD_REQUEST", ["what"])
         assert "exp_avg" in refusal.hint
+
+
+def test_beside_a_running_loop_nobody_looks_at_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trains: set[int] = set()
+    looks: set[int] = set()
+
+    def look(tensor: torch.Tensor) -> bool:
+        looks.add(threading.get_ident())
+        return has_grad(tensor)
+
+    def step() -> None:
+        trains.add(threading.get_ident())
+        model(torch.zeros(1, 1)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    monkeypatch.setattr(parameters, "has_grad", look)
+    with serving(model, optimizer) as rpc, training_loop(step):
+        for _ in range(20):
+            assert len(parameters_of(rpc.ListParameters())) == 6
+            assert rpc.GetTensor(path="w1.weight").digest
+            assert len(joined(rpc.ReadTensors(paths=["w1.weight", "w1.bias"], what="grad"), announced)) == 2
+    assert looks == trains
 
 
 def test_a_read_beyond_the_staging_memory_is_refused_and_gives_it_back() -> None:

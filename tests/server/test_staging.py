@@ -132,7 +132,7 @@ def test_no_gradient_is_touched_beside_a_running_loop(model: nn.Module) -> None:
         assert began.wait(20)
         for _ in range(20):
             read = StagedRead(registered, gradients, Budget(1 << 24))
-            read.start(kind="grad", timeout=20)
+            read.start(kind="grad", timeout=20, ahead=False)
             assert list(collected(read)) == [name for name, _ in trained.named_parameters()]
             read.close()
         assert callers == {thread.ident}

@@ -110,10 +110,14 @@ class StagedRead:
         caller: Caller | None = None,
         timeout: float | None = None,
         cancelled: Cancelled | None = None,
+        ahead: bool = True,
     ) -> None:
-        """Begin to copy and return when it is known what comes. Raises as SafePoint.run does."""
-        # Gradients come and go while the loop runs, and some without the GIL: none is touched beside it.
-        if kind != "grad" and not self._safepoint.idle:
+        """Begin to copy and return when it is known what comes. Raises as SafePoint.run does.
+
+        ahead: `collect` may be called beside the loop too, for memory to be there before the copy. Not where
+        it looks at gradients: a backward changes those without the GIL, and a look at them then may crash.
+        """
+        if ahead and not self._safepoint.idle:
             self._prepare(_layout(self._safepoint.peek(self._collect).value), touch=True)
         options = {"kind": kind, "caller": caller, "timeout": timeout, "cancelled": cancelled}
         threading.Thread(target=self._run, args=(options,), name="modscope-stage", daemon=True).start()

@@ -83,7 +83,7 @@ class ParameterServicer:
             found = find_tensor(registered.root, request.path)
             return [] if record.unreadable else [(record.path, found.tensor)]
 
-        with self._serving.staged(call, collect) as staged:
+        with self._serving.staged(call, collect, ahead=False) as staged:
             response = messages.GetTensorResponse(step=staged.step)
             (record,) = records
             if staged.entries:
@@ -124,7 +124,8 @@ class ParameterServicer:
         def collect() -> list[tuple[str, torch.Tensor]]:
             return [(path, _tensor(registered, path, request.what)) for path in request.paths]
 
-        with self._serving.staged(call, collect, _kind(request.what)) as staged:
+        kind = _kind(request.what)
+        with self._serving.staged(call, collect, kind, ahead=kind != "grad") as staged:
             yield Frame(messages.ReadTensorsResponse(step=staged.step))
             for chunk in staged.chunks():
                 message = messages.ReadTensorsResponse()
@@ -182,15 +183,12 @@ class ParameterServicer:
         self, call: Call, registered: Registered, select: Callable[[], list[LocatedTensor]], *, stats: bool
     ) -> tuple[Sequence[TensorRecord], int]:
         """Records of what is selected, and the step at which they hold."""
-        if not stats:
-            listed = self._serving.safepoint.peek(lambda: records_of(select(), registered.groups()))
-            return listed.value, listed.step
 
         def measure() -> list[tuple[TensorRecord, Reduction | None]]:
             located = select()
             records = records_of(located, registered.groups())
             return [
-                (record, None if record.unreadable else reduce(one.tensor))
+                (record, reduce(one.tensor) if stats and not record.unreadable else None)
                 for one, record in zip(located, records, strict=True)
             ]
 

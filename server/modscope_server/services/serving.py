@@ -88,11 +88,15 @@ class Serving:
 
     @contextmanager
     def staged(
-        self, call: Call, collect: Callable[[], Sequence[tuple[str, Tensor]]], kind: Kind = "read"
+        self,
+        call: Call,
+        collect: Callable[[], Sequence[tuple[str, Tensor]]],
+        kind: Kind = "read",
+        ahead: bool = True,
     ) -> Iterator[StagedRead]:
         """Tensors that are copied at a safe point, to be sent while and after that; freed at the end."""
         staged = StagedRead(self.safepoint, collect, self.budget)
-        staged.start(kind=kind, caller=call.caller, timeout=call.timeout, cancelled=call)
+        staged.start(kind=kind, caller=call.caller, timeout=call.timeout, cancelled=call, ahead=ahead)
         try:
             yield staged
         finally:
