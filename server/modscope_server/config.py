@@ -64,6 +64,12 @@ class Limits:
     queue_bytes: int = 256 << 20
     """Bytes of tensors that a watch's queue may hold."""
 
+    bus_bytes: int = 1 << 30
+    """Bytes of tensors that the queues of all watches may hold together."""
+
+    block_ms: float = 0.0
+    """Milliseconds for which a watch may make each step wait; 0 lets none."""
+
     heartbeat: float = 5.0
     """Seconds after which a quiet watch sends its counters."""
 
@@ -76,9 +82,11 @@ class Limits:
             "snapshot_bytes",
             "queue",
             "queue_bytes",
+            "bus_bytes",
         ):
             self._require(name, int, lambda value: value >= 1, "a whole number from 1")
         self._require("read_share", (int, float), lambda value: 0 < value <= 1, "a share above 0, at most 1")
+        self._require("block_ms", (int, float), lambda value: 0 <= value < 1e6, "milliseconds, from 0")
         self._require("heartbeat", (int, float), lambda value: value > 0, "seconds above 0")
 
     def _require(

@@ -133,6 +133,12 @@ class UnknownIntervention(Refusal):
     reason = "UNKNOWN_INTERVENTION"
 
 
+class UnknownWatch(Refusal):
+    """There was no watch of that id, or it has ended."""
+
+    reason = "UNKNOWN_WATCH"
+
+
 class BadGlobError(Refusal):
     """A pattern that is no glob."""
 

@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from modscope_server.errors import BadGlobError, BadRequest, LimitExceeded, NoMatch
 from modscope_server.runtime.bus import HookEvent
-from modscope_server.runtime.hooks import HookManager, Watch, WatchSpec
+from modscope_server.runtime.hooks import HookManager, Watch
 from modscope_server.runtime.registry import Registry
+from modscope_server.runtime.watch_spec import WatchSpec
 
 ALL = ("forward_pre", "forward", "backward_pre", "backward")
 

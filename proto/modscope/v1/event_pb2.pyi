@@ -37,9 +37,15 @@ class _HookKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HookKind.Val
     """Before the module's backward; sees the gradients of its outputs."""
     HOOK_KIND_BACKWARD: _HookKind.ValueType  # 4
     """After the module's backward; sees the gradients of its outputs and inputs."""
+    HOOK_KIND_PARAMETER: _HookKind.ValueType  # 5
+    """At the end of an iteration: a parameter of the module."""
+    HOOK_KIND_GRADIENT: _HookKind.ValueType  # 6
+    """At the end of an iteration: the gradient that its optimizer has just used."""
+    HOOK_KIND_METRIC: _HookKind.ValueType  # 7
+    """At the end of an iteration: a scalar that the loop has reported."""
 
 class HookKind(_HookKind, metaclass=_HookKindEnumTypeWrapper):
-    """PyTorch's four kinds of module hook."""
+    """PyTorch's four kinds of module hook, and what is told at the end of an iteration."""
 
 HOOK_KIND_UNSPECIFIED: HookKind.ValueType  # 0
 """Not set."""
@@ -51,6 +57,12 @@ HOOK_KIND_BACKWARD_PRE: HookKind.ValueType  # 3
 """Before the module's backward; sees the gradients of its outputs."""
 HOOK_KIND_BACKWARD: HookKind.ValueType  # 4
 """After the module's backward; sees the gradients of its outputs and inputs."""
+HOOK_KIND_PARAMETER: HookKind.ValueType  # 5
+"""At the end of an iteration: a parameter of the module."""
+HOOK_KIND_GRADIENT: HookKind.ValueType  # 6
+"""At the end of an iteration: the gradient that its optimizer has just used."""
+HOOK_KIND_METRIC: HookKind.ValueType  # 7
+"""At the end of an iteration: a scalar that the loop has reported."""
 Global___HookKind: _TypeAlias = HookKind  # noqa: Y015
 
 class _Payload:
@@ -97,6 +109,10 @@ class _OverflowEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overflow.Val
     """The oldest event in the queue is dropped."""
     OVERFLOW_DROP_NEWEST: _Overflow.ValueType  # 2
     """The event that comes is dropped."""
+    OVERFLOW_DISCONNECT: _Overflow.ValueType  # 3
+    """The watch ends, with RESOURCE_EXHAUSTED."""
+    OVERFLOW_BLOCK: _Overflow.ValueType  # 4
+    """Training waits, within a bound and where the server allows it; then the oldest event is dropped."""
 
 class Overflow(_Overflow, metaclass=_OverflowEnumTypeWrapper):
     """What gives way when a subscriber's queue is full."""
@@ -107,7 +123,35 @@ OVERFLOW_DROP_OLDEST: Overflow.ValueType  # 1
 """The oldest event in the queue is dropped."""
 OVERFLOW_DROP_NEWEST: Overflow.ValueType  # 2
 """The event that comes is dropped."""
+OVERFLOW_DISCONNECT: Overflow.ValueType  # 3
+"""The watch ends, with RESOURCE_EXHAUSTED."""
+OVERFLOW_BLOCK: Overflow.ValueType  # 4
+"""Training waits, within a bound and where the server allows it; then the oldest event is dropped."""
 Global___Overflow: _TypeAlias = Overflow  # noqa: Y015
+
+class _Phase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PHASE_UNSPECIFIED: _Phase.ValueType  # 0
+    """Not set; both."""
+    PHASE_TRAINING: _Phase.ValueType  # 1
+    """Calls of modules in training mode, with gradients on."""
+    PHASE_EVALUATION: _Phase.ValueType  # 2
+    """Calls of modules in evaluation mode, or without gradients."""
+
+class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
+    """In which phase of its work a model is watched."""
+
+PHASE_UNSPECIFIED: Phase.ValueType  # 0
+"""Not set; both."""
+PHASE_TRAINING: Phase.ValueType  # 1
+"""Calls of modules in training mode, with gradients on."""
+PHASE_EVALUATION: Phase.ValueType  # 2
+"""Calls of modules in evaluation mode, or without gradients."""
+Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 class _Role:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -125,6 +169,12 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """The gradient of an input."""
     ROLE_GRAD_OUTPUT: _Role.ValueType  # 4
     """The gradient of an output."""
+    ROLE_PARAMETER: _Role.ValueType  # 5
+    """A parameter."""
+    ROLE_GRADIENT: _Role.ValueType  # 6
+    """The gradient of a parameter."""
+    ROLE_METRIC: _Role.ValueType  # 7
+    """A scalar that the loop has reported."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a value is to the module."""
@@ -139,6 +189,12 @@ ROLE_GRAD_INPUT: Role.ValueType  # 3
 """The gradient of an input."""
 ROLE_GRAD_OUTPUT: Role.ValueType  # 4
 """The gradient of an output."""
+ROLE_PARAMETER: Role.ValueType  # 5
+"""A parameter."""
+ROLE_GRADIENT: Role.ValueType  # 6
+"""The gradient of a parameter."""
+ROLE_METRIC: Role.ValueType  # 7
+"""A scalar that the loop has reported."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
@@ -309,9 +365,9 @@ class Event(_message.Message):
     model: _builtins.str
     """Name of the model."""
     path: _builtins.str
-    """Path of the module."""
+    """Path of the module; of the parameter, for parameters and gradients; name of the metric."""
     type: _builtins.str
-    """Class of the module."""
+    """Class of the module; of the module that owns the parameter; empty for a metric."""
     hook: Global___HookKind.ValueType
     """Kind of the hook."""
     call: _builtins.int

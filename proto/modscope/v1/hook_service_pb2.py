@@ -27,45 +27,47 @@ from modscope.v1 import event_pb2 as modscope_dot_v1_dot_event__pb2
 from modscope.v1 import intervention_pb2 as modscope_dot_v1_dot_intervention__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emodscope/v1/hook_service.proto\x12\x0bmodscope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17modscope/v1/event.proto\x1a\x1emodscope/v1/intervention.proto\"\xeb\x01\n\x0cWatchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x04glob\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04type\x18\x03 \x01(\t\x12$\n\x05hooks\x18\x04 \x03(\x0e\x32\x15.modscope.v1.HookKind\x12%\n\x07payload\x18\x05 \x01(\x0e\x32\x14.modscope.v1.Payload\x12\r\n\x05\x65very\x18\x06 \x01(\x05\x12\'\n\x08overflow\x18\x07 \x01(\x0e\x32\x15.modscope.v1.Overflow\x12\r\n\x05queue\x18\x08 \x01(\x05\x12\x0e\n\x06sample\x18\t \x01(\x03\x42\x07\n\x05_glob\"\xc5\x01\n\rWatchResponse\x12*\n\x07\x63reated\x18\x01 \x01(\x0b\x32\x19.modscope.v1.WatchCreated\x12\"\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x12.modscope.v1.Event\x12.\n\theartbeat\x18\x03 \x01(\x0b\x32\x1b.modscope.v1.WatchHeartbeat\x12&\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x17.modscope.v1.WatchEnded\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"L\n\x0cWatchCreated\x12\x10\n\x08watch_id\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\r\n\x05notes\x18\x04 \x03(\t\"|\n\x0eWatchHeartbeat\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x11\n\tpublished\x18\x02 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x03\x12\x0e\n\x06queued\x18\x04 \x01(\x03\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\nWatchEnded\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tpublished\x18\x02 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x03\"$\n\x10StopWatchRequest\x12\x10\n\x08watch_id\x18\x01 \x01(\t\"7\n\x11StopWatchResponse\x12\x11\n\tpublished\x18\x01 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x03\"!\n\x10ListHooksRequest\x12\r\n\x05model\x18\x01 \x01(\t\"9\n\x11ListHooksResponse\x12$\n\x05hooks\x18\x01 \x03(\x0b\x32\x15.modscope.v1.HookInfo\"\xad\x01\n\x08HookInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.modscope.v1.HookKind\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x11\n\twatch_ids\x18\x04 \x03(\t\x12\r\n\x05\x66ired\x18\x05 \x01(\x03\x12\x16\n\tlast_step\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0fintervention_id\x18\x07 \x01(\tB\x0c\n\n_last_step\"\x84\x01\n\x10InterveneRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.modscope.v1.InterventionSpec\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\x12\x0f\n\x07persist\x18\x04 \x01(\x08\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"S\n\x11InterveneResponse\x12/\n\x0cintervention\x18\x01 \x01(\x0b\x32\x19.modscope.v1.Intervention\x12\r\n\x05notes\x18\x02 \x03(\t\"6\n\x18ListInterventionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"M\n\x19ListInterventionsResponse\x12\x30\n\rinterventions\x18\x01 \x03(\x0b\x32\x19.modscope.v1.Intervention\"E\n\x1aRemoveInterventionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"O\n\x1bRemoveInterventionsResponse\x12\x30\n\rinterventions\x18\x01 \x03(\x0b\x32\x19.modscope.v1.Intervention2\x83\x04\n\x0bHookService\x12@\n\x05Watch\x12\x19.modscope.v1.WatchRequest\x1a\x1a.modscope.v1.WatchResponse0\x01\x12J\n\tStopWatch\x12\x1d.modscope.v1.StopWatchRequest\x1a\x1e.modscope.v1.StopWatchResponse\x12J\n\tListHooks\x12\x1d.modscope.v1.ListHooksRequest\x1a\x1e.modscope.v1.ListHooksResponse\x12L\n\tIntervene\x12\x1d.modscope.v1.InterveneRequest\x1a\x1e.modscope.v1.InterveneResponse(\x01\x12\x62\n\x11ListInterventions\x12%.modscope.v1.ListInterventionsRequest\x1a&.modscope.v1.ListInterventionsResponse\x12h\n\x13RemoveInterventions\x12\'.modscope.v1.RemoveInterventionsRequest\x1a(.modscope.v1.RemoveInterventionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emodscope/v1/hook_service.proto\x12\x0bmodscope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17modscope/v1/event.proto\x1a\x1emodscope/v1/intervention.proto\"\xf0\x03\n\x0cWatchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x04glob\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04type\x18\x03 \x01(\t\x12$\n\x05hooks\x18\x04 \x03(\x0e\x32\x15.modscope.v1.HookKind\x12%\n\x07payload\x18\x05 \x01(\x0e\x32\x14.modscope.v1.Payload\x12\r\n\x05\x65very\x18\x06 \x01(\x05\x12\'\n\x08overflow\x18\x07 \x01(\x0e\x32\x15.modscope.v1.Overflow\x12\r\n\x05queue\x18\x08 \x01(\x05\x12\x0e\n\x06sample\x18\t \x01(\x03\x12\x12\n\x05start\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x0b \x01(\x03H\x02\x88\x01\x01\x12\x12\n\nfirst_call\x18\x0c \x01(\x08\x12!\n\x05phase\x18\r \x01(\x0e\x32\x12.modscope.v1.Phase\x12\x10\n\x08max_rate\x18\x0e \x01(\x01\x12\r\n\x05index\x18\x10 \x01(\t\x12\r\n\x05\x64type\x18\x11 \x01(\t\x12\x10\n\x08\x62lock_ms\x18\x12 \x01(\x01\x12\x14\n\x0ckeep_seconds\x18\x13 \x01(\x01\x12\x0e\n\x06resume\x18\x14 \x01(\t\x12\x19\n\x0cresume_after\x18\x15 \x01(\x03H\x03\x88\x01\x01\x42\x07\n\x05_globB\x08\n\x06_startB\x07\n\x05_stopB\x0f\n\r_resume_after\"\xeb\x01\n\rWatchResponse\x12*\n\x07\x63reated\x18\x01 \x01(\x0b\x32\x19.modscope.v1.WatchCreated\x12\"\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x12.modscope.v1.Event\x12.\n\theartbeat\x18\x03 \x01(\x0b\x32\x1b.modscope.v1.WatchHeartbeat\x12&\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x17.modscope.v1.WatchEnded\x12$\n\x05hooks\x18\x05 \x03(\x0b\x32\x15.modscope.v1.HookInfo\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"L\n\x0cWatchCreated\x12\x10\n\x08watch_id\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\r\n\x05notes\x18\x04 \x03(\t\"\xa6\x01\n\x0eWatchHeartbeat\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x11\n\tpublished\x18\x02 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x03\x12\x0e\n\x06queued\x18\x04 \x01(\x03\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07skipped\x18\x06 \x01(\x03\x12\x17\n\x0f\x62locked_seconds\x18\x07 \x01(\x01\"@\n\nWatchEnded\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tpublished\x18\x02 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x03\"$\n\x10StopWatchRequest\x12\x10\n\x08watch_id\x18\x01 \x01(\t\"7\n\x11StopWatchResponse\x12\x11\n\tpublished\x18\x01 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x03\"!\n\x10ListHooksRequest\x12\r\n\x05model\x18\x01 \x01(\t\"9\n\x11ListHooksResponse\x12$\n\x05hooks\x18\x01 \x03(\x0b\x32\x15.modscope.v1.HookInfo\"\xf4\x01\n\x08HookInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.modscope.v1.HookKind\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x11\n\twatch_ids\x18\x04 \x03(\t\x12\r\n\x05\x66ired\x18\x05 \x01(\x03\x12\x16\n\tlast_step\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0fintervention_id\x18\x07 \x01(\t\x12%\n\x05state\x18\x08 \x01(\x0e\x32\x16.modscope.v1.HookState\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x0e\n\x06remedy\x18\n \x01(\tB\x0c\n\n_last_step\"\x84\x01\n\x10InterveneRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.modscope.v1.InterventionSpec\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\x12\x0f\n\x07persist\x18\x04 \x01(\x08\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"S\n\x11InterveneResponse\x12/\n\x0cintervention\x18\x01 \x01(\x0b\x32\x19.modscope.v1.Intervention\x12\r\n\x05notes\x18\x02 \x03(\t\"6\n\x18ListInterventionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"M\n\x19ListInterventionsResponse\x12\x30\n\rinterventions\x18\x01 \x03(\x0b\x32\x19.modscope.v1.Intervention\"E\n\x1aRemoveInterventionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"O\n\x1bRemoveInterventionsResponse\x12\x30\n\rinterventions\x18\x01 \x03(\x0b\x32\x19.modscope.v1.Intervention*i\n\tHookState\x12\x1a\n\x16HOOK_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOOK_STATE_ARMED\x10\x01\x12\x14\n\x10HOOK_STATE_FIRED\x10\x02\x12\x14\n\x10HOOK_STATE_BLIND\x10\x03\x32\x83\x04\n\x0bHookService\x12@\n\x05Watch\x12\x19.modscope.v1.WatchRequest\x1a\x1a.modscope.v1.WatchResponse0\x01\x12J\n\tStopWatch\x12\x1d.modscope.v1.StopWatchRequest\x1a\x1e.modscope.v1.StopWatchResponse\x12J\n\tListHooks\x12\x1d.modscope.v1.ListHooksRequest\x1a\x1e.modscope.v1.ListHooksResponse\x12L\n\tIntervene\x12\x1d.modscope.v1.InterveneRequest\x1a\x1e.modscope.v1.InterveneResponse(\x01\x12\x62\n\x11ListInterventions\x12%.modscope.v1.ListInterventionsRequest\x1a&.modscope.v1.ListInterventionsResponse\x12h\n\x13RemoveInterventions\x12\'.modscope.v1.RemoveInterventionsRequest\x1a(.modscope.v1.RemoveInterventionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modscope.v1.hook_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_HOOKSTATE']._serialized_start=2130
+  _globals['_HOOKSTATE']._serialized_end=2235
   _globals['_WATCHREQUEST']._serialized_start=138
-  _globals['_WATCHREQUEST']._serialized_end=373
-  _globals['_WATCHRESPONSE']._serialized_start=376
-  _globals['_WATCHRESPONSE']._serialized_end=573
-  _globals['_WATCHCREATED']._serialized_start=575
-  _globals['_WATCHCREATED']._serialized_end=651
-  _globals['_WATCHHEARTBEAT']._serialized_start=653
-  _globals['_WATCHHEARTBEAT']._serialized_end=777
-  _globals['_WATCHENDED']._serialized_start=779
-  _globals['_WATCHENDED']._serialized_end=843
-  _globals['_STOPWATCHREQUEST']._serialized_start=845
-  _globals['_STOPWATCHREQUEST']._serialized_end=881
-  _globals['_STOPWATCHRESPONSE']._serialized_start=883
-  _globals['_STOPWATCHRESPONSE']._serialized_end=938
-  _globals['_LISTHOOKSREQUEST']._serialized_start=940
-  _globals['_LISTHOOKSREQUEST']._serialized_end=973
-  _globals['_LISTHOOKSRESPONSE']._serialized_start=975
-  _globals['_LISTHOOKSRESPONSE']._serialized_end=1032
-  _globals['_HOOKINFO']._serialized_start=1035
-  _globals['_HOOKINFO']._serialized_end=1208
-  _globals['_INTERVENEREQUEST']._serialized_start=1211
-  _globals['_INTERVENEREQUEST']._serialized_end=1343
-  _globals['_INTERVENERESPONSE']._serialized_start=1345
-  _globals['_INTERVENERESPONSE']._serialized_end=1428
-  _globals['_LISTINTERVENTIONSREQUEST']._serialized_start=1430
-  _globals['_LISTINTERVENTIONSREQUEST']._serialized_end=1484
-  _globals['_LISTINTERVENTIONSRESPONSE']._serialized_start=1486
-  _globals['_LISTINTERVENTIONSRESPONSE']._serialized_end=1563
-  _globals['_REMOVEINTERVENTIONSREQUEST']._serialized_start=1565
-  _globals['_REMOVEINTERVENTIONSREQUEST']._serialized_end=1634
-  _globals['_REMOVEINTERVENTIONSRESPONSE']._serialized_start=1636
-  _globals['_REMOVEINTERVENTIONSRESPONSE']._serialized_end=1715
-  _globals['_HOOKSERVICE']._serialized_start=1718
-  _globals['_HOOKSERVICE']._serialized_end=2233
+  _globals['_WATCHREQUEST']._serialized_end=634
+  _globals['_WATCHRESPONSE']._serialized_start=637
+  _globals['_WATCHRESPONSE']._serialized_end=872
+  _globals['_WATCHCREATED']._serialized_start=874
+  _globals['_WATCHCREATED']._serialized_end=950
+  _globals['_WATCHHEARTBEAT']._serialized_start=953
+  _globals['_WATCHHEARTBEAT']._serialized_end=1119
+  _globals['_WATCHENDED']._serialized_start=1121
+  _globals['_WATCHENDED']._serialized_end=1185
+  _globals['_STOPWATCHREQUEST']._serialized_start=1187
+  _globals['_STOPWATCHREQUEST']._serialized_end=1223
+  _globals['_STOPWATCHRESPONSE']._serialized_start=1225
+  _globals['_STOPWATCHRESPONSE']._serialized_end=1280
+  _globals['_LISTHOOKSREQUEST']._serialized_start=1282
+  _globals['_LISTHOOKSREQUEST']._serialized_end=1315
+  _globals['_LISTHOOKSRESPONSE']._serialized_start=1317
+  _globals['_LISTHOOKSRESPONSE']._serialized_end=1374
+  _globals['_HOOKINFO']._serialized_start=1377
+  _globals['_HOOKINFO']._serialized_end=1621
+  _globals['_INTERVENEREQUEST']._serialized_start=1624
+  _globals['_INTERVENEREQUEST']._serialized_end=1756
+  _globals['_INTERVENERESPONSE']._serialized_start=1758
+  _globals['_INTERVENERESPONSE']._serialized_end=1841
+  _globals['_LISTINTERVENTIONSREQUEST']._serialized_start=1843
+  _globals['_LISTINTERVENTIONSREQUEST']._serialized_end=1897
+  _globals['_LISTINTERVENTIONSRESPONSE']._serialized_start=1899
+  _globals['_LISTINTERVENTIONSRESPONSE']._serialized_end=1976
+  _globals['_REMOVEINTERVENTIONSREQUEST']._serialized_start=1978
+  _globals['_REMOVEINTERVENTIONSREQUEST']._serialized_end=2047
+  _globals['_REMOVEINTERVENTIONSRESPONSE']._serialized_start=2049
+  _globals['_REMOVEINTERVENTIONSRESPONSE']._serialized_end=2128
+  _globals['_HOOKSERVICE']._serialized_start=2238
+  _globals['_HOOKSERVICE']._serialized_end=2753
 # @@protoc_insertion_point(module_scope)

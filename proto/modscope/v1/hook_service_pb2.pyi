@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from modscope.v1 import event_pb2 as _event_pb2
 from modscope.v1 import intervention_pb2 as _intervention_pb2
 import builtins as _builtins
@@ -20,6 +21,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _HookState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HookStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HookState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HOOK_STATE_UNSPECIFIED: _HookState.ValueType  # 0
+    """Unknown."""
+    HOOK_STATE_ARMED: _HookState.ValueType  # 1
+    """It stands, and it is too early to say more."""
+    HOOK_STATE_FIRED: _HookState.ValueType  # 2
+    """It has fired."""
+    HOOK_STATE_BLIND: _HookState.ValueType  # 3
+    """It should have fired, and has not, or does not any more: the reason says why."""
+
+class HookState(_HookState, metaclass=_HookStateEnumTypeWrapper):
+    """What a hook does."""
+
+HOOK_STATE_UNSPECIFIED: HookState.ValueType  # 0
+"""Unknown."""
+HOOK_STATE_ARMED: HookState.ValueType  # 1
+"""It stands, and it is too early to say more."""
+HOOK_STATE_FIRED: HookState.ValueType  # 2
+"""It has fired."""
+HOOK_STATE_BLIND: HookState.ValueType  # 3
+"""It should have fired, and has not, or does not any more: the reason says why."""
+Global___HookState: _TypeAlias = HookState  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):
@@ -36,6 +65,17 @@ class WatchRequest(_message.Message):
     OVERFLOW_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    FIRST_CALL_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    MAX_RATE_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    BLOCK_MS_FIELD_NUMBER: _builtins.int
+    KEEP_SECONDS_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    RESUME_AFTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     glob: _builtins.str
@@ -52,6 +92,28 @@ class WatchRequest(_message.Message):
     """Bound of the queue in events; 0 leaves it to the server."""
     sample: _builtins.int
     """Statistics and histograms look at no more than so many elements of a tensor; 0 means at all."""
+    start: _builtins.int
+    """First step (step_count) that is watched; absent means any."""
+    stop: _builtins.int
+    """First step that is watched no more; absent means none. The watch stays open."""
+    first_call: _builtins.bool
+    """Only the first call of each module in a step."""
+    phase: _event_pb2.Phase.ValueType
+    """Only calls in this phase."""
+    max_rate: _builtins.float
+    """Most events a second, over the time; steps are left out whole. 0 means no limit."""
+    index: _builtins.str
+    """Which part of each tensor, such as "[:, -1, :]": whole numbers, slices, one ellipsis. Empty for all."""
+    dtype: _builtins.str
+    """Tensor payload: dtype to cast floating-point and whole numbers to, on the server. Empty for their own."""
+    block_ms: _builtins.float
+    """OVERFLOW_BLOCK: milliseconds for which training waits at most, in each step."""
+    keep_seconds: _builtins.float
+    """Seconds for which the watch goes on after its reader is gone, so that another can resume it; 0 ends it."""
+    resume: _builtins.str
+    """Id of a watch to resume, instead of making one: all else but `model` and `resume_after` is left alone."""
+    resume_after: _builtins.int
+    """Resuming: the seq of the last event that came; absent means all that is still held."""
     @_builtins.property
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.HookKind.ValueType]:
         """Kinds of hook; empty means forward."""
@@ -68,14 +130,38 @@ class WatchRequest(_message.Message):
         overflow: _event_pb2.Overflow.ValueType = ...,
         queue: _builtins.int = ...,
         sample: _builtins.int = ...,
+        start: _builtins.int | None = ...,
+        stop: _builtins.int | None = ...,
+        first_call: _builtins.bool = ...,
+        phase: _event_pb2.Phase.ValueType = ...,
+        max_rate: _builtins.float = ...,
+        index: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        block_ms: _builtins.float = ...,
+        keep_seconds: _builtins.float = ...,
+        resume: _builtins.str = ...,
+        resume_after: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "glob", b"glob"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "_resume_after", b"_resume_after", "_start", b"_start", "_stop", b"_stop", "glob", b"glob", "resume_after", b"resume_after", "start", b"start", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "every", b"every", "glob", b"glob", "hooks", b"hooks", "model", b"model", "overflow", b"overflow", "payload", b"payload", "queue", b"queue", "sample", b"sample", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_glob", b"_glob", "_resume_after", b"_resume_after", "_start", b"_start", "_stop", b"_stop", "block_ms", b"block_ms", "dtype", b"dtype", "every", b"every", "first_call", b"first_call", "glob", b"glob", "hooks", b"hooks", "index", b"index", "keep_seconds", b"keep_seconds", "max_rate", b"max_rate", "model", b"model", "overflow", b"overflow", "payload", b"payload", "phase", b"phase", "queue", b"queue", "resume", b"resume", "resume_after", b"resume_after", "sample", b"sample", "start", b"start", "stop", b"stop", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__glob: _TypeAlias = _typing.Literal["glob"]  # noqa: Y015
     _WhichOneofArgType__glob: _TypeAlias = _typing.Literal["_glob", b"_glob"]  # noqa: Y015
+    _WhichOneofReturnType__resume_after: _TypeAlias = _typing.Literal["resume_after"]  # noqa: Y015
+    _WhichOneofArgType__resume_after: _TypeAlias = _typing.Literal["_resume_after", b"_resume_after"]  # noqa: Y015
+    _WhichOneofReturnType__start: _TypeAlias = _typing.Literal["start"]  # noqa: Y015
+    _WhichOneofArgType__start: _TypeAlias = _typing.Literal["_start", b"_start"]  # noqa: Y015
+    _WhichOneofReturnType__stop: _TypeAlias = _typing.Literal["stop"]  # noqa: Y015
+    _WhichOneofArgType__stop: _TypeAlias = _typing.Literal["_stop", b"_stop"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__glob) -> _WhichOneofReturnType__glob | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_after) -> _WhichOneofReturnType__resume_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start) -> _WhichOneofReturnType__start | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stop) -> _WhichOneofReturnType__stop | None: ...
 
 Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
@@ -89,6 +175,7 @@ class WatchResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    HOOKS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """Bytes of the tensors of the events sent last, in the order of their values."""
@@ -108,6 +195,10 @@ class WatchResponse(_message.Message):
     def ended(self) -> Global___WatchEnded:
         """Set in the last message."""
 
+    @_builtins.property
+    def hooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HookInfo]:
+        """Hooks of the watch whose state has changed, as they are now; soon after the first message, all of them."""
+
     def __init__(
         self,
         *,
@@ -115,11 +206,12 @@ class WatchResponse(_message.Message):
         events: _abc.Iterable[_event_pb2.Event] | None = ...,
         heartbeat: Global___WatchHeartbeat | None = ...,
         ended: Global___WatchEnded | None = ...,
+        hooks: _abc.Iterable[Global___HookInfo] | None = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "ended", b"ended", "heartbeat", b"heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "data", b"data", "ended", b"ended", "events", b"events", "heartbeat", b"heartbeat"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "data", b"data", "ended", b"ended", "events", b"events", "heartbeat", b"heartbeat", "hooks", b"hooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -174,6 +266,8 @@ class WatchHeartbeat(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    BLOCKED_SECONDS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """step_count now."""
     published: _builtins.int
@@ -182,6 +276,10 @@ class WatchHeartbeat(_message.Message):
     """Events lost so far."""
     queued: _builtins.int
     """Events that wait in the queue."""
+    skipped: _builtins.int
+    """Firings that its rate has left out so far."""
+    blocked_seconds: _builtins.float
+    """Seconds for which training has waited for this subscriber so far."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was sent."""
@@ -194,10 +292,12 @@ class WatchHeartbeat(_message.Message):
         dropped: _builtins.int = ...,
         queued: _builtins.int = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        skipped: _builtins.int = ...,
+        blocked_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "published", b"published", "queued", b"queued", "step", b"step", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_seconds", b"blocked_seconds", "dropped", b"dropped", "published", b"published", "queued", b"queued", "skipped", b"skipped", "step", b"step", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,6 +440,9 @@ class HookInfo(_message.Message):
     FIRED_FIELD_NUMBER: _builtins.int
     LAST_STEP_FIELD_NUMBER: _builtins.int
     INTERVENTION_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Path of the module."""
     kind: _event_pb2.HookKind.ValueType
@@ -352,6 +455,12 @@ class HookInfo(_message.Message):
     """step_count when it fired last; absent where it has not."""
     intervention_id: _builtins.str
     """Id of its intervention; empty where it is none."""
+    state: Global___HookState.ValueType
+    """What it does."""
+    reason: _builtins.str
+    """Why it is blind, or what it cannot see; empty where it is neither."""
+    remedy: _builtins.str
+    """How it is made to fire in compiled code, and what that has cost; empty where nothing was needed."""
     @_builtins.property
     def watch_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the watches that it serves."""
@@ -366,10 +475,13 @@ class HookInfo(_message.Message):
         fired: _builtins.int = ...,
         last_step: _builtins.int | None = ...,
         intervention_id: _builtins.str = ...,
+        state: Global___HookState.ValueType = ...,
+        reason: _builtins.str = ...,
+        remedy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_step", b"_last_step", "last_step", b"last_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_step", b"_last_step", "fired", b"fired", "intervention_id", b"intervention_id", "kind", b"kind", "last_step", b"last_step", "owner", b"owner", "path", b"path", "watch_ids", b"watch_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_step", b"_last_step", "fired", b"fired", "intervention_id", b"intervention_id", "kind", b"kind", "last_step", b"last_step", "owner", b"owner", "path", b"path", "reason", b"reason", "remedy", b"remedy", "state", b"state", "watch_ids", b"watch_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_step: _TypeAlias = _typing.Literal["last_step"]  # noqa: Y015
     _WhichOneofArgType__last_step: _TypeAlias = _typing.Literal["_last_step", b"_last_step"]  # noqa: Y015

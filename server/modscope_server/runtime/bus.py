@@ -20,7 +20,7 @@ from modscope_server.inspection.tensors import to_data
 
 __all__ = ["Counters", "Draft", "DraftValue", "HookEvent", "HookValue", "Overflow", "Subscription"]
 
-Overflow = Literal["drop_oldest", "drop_newest"]
+Overflow = Literal["drop_oldest", "drop_newest", "disconnect", "block"]
 
 _LINGER = 0.02
 """Seconds for which a busy stream gathers a batch."""

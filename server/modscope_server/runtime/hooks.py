@@ -6,60 +6,21 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import nn
 
-from modscope_server.errors import BadRequest, LimitExceeded
+from modscope_server.errors import LimitExceeded
 from modscope_server.inspection.selection import some_modules
 from modscope_server.inspection.structure import Located
-from modscope_server.runtime.bus import Counters, Draft, Overflow, Subscription
+from modscope_server.runtime.bus import Counters, Draft, Subscription
 from modscope_server.runtime.capture import KINDS, ModuleTap
 from modscope_server.runtime.captured import Form
 from modscope_server.runtime.registry import Registered
 from modscope_server.runtime.sensors import root_hooks
+from modscope_server.runtime.watch_spec import WatchSpec
 
-__all__ = ["HookManager", "HookState", "Payload", "Watch", "WatchSpec"]
-
-Payload = Literal["none", "stats", "histogram", "tensor"]
-
-
-@dataclass(frozen=True)
-class WatchSpec:
-    """What a subscriber asks for. Raises BadRequest for what has no meaning."""
-
-    glob: str = "*"
-    type: str = ""
-    kinds: tuple[str, ...] = ("forward",)
-    payload: Payload = "stats"
-    every: int = 1
-    overflow: Overflow = "drop_oldest"
-    queue: int = 0
-    """Bound in events; 0 means the server's."""
-    sample: int = 0
-    """Most elements of a tensor that statistics look at; 0 means all."""
-
-    def __post_init__(self) -> None:
-        unknown = [kind for kind in self.kinds if kind not in KINDS]
-        if unknown or not self.kinds:
-            raise BadRequest(
-                f"unknown hook kinds {unknown}", hint=f"use some of {', '.join(KINDS)}", field="hooks"
-            )
-        if self.payload not in get_args(Payload):
-            raise BadRequest(
-                f"payload {self.payload!r} is not served",
-                hint=f"use one of {', '.join(get_args(Payload))}",
-                field="payload",
-            )
-        for name, least, hint in (
-            ("every", 1, "give 1 for each step, 10 for each tenth"),
-            ("queue", 0, "give a number of events, 0 for the server's bound"),
-            ("sample", 0, "give a number of elements, 0 for all"),
-        ):
-            value = getattr(self, name)
-            if value < least:
-                raise BadRequest(f"{name} is {value}", hint=hint, field=name)
+__all__ = ["HookManager", "HookState", "Watch"]
 
 
 @dataclass(frozen=True)

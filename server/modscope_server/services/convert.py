@@ -27,6 +27,7 @@ __all__ = [
     "HOOK_KINDS",
     "OVERFLOWS",
     "PAYLOADS",
+    "PHASES",
     "buffer_info",
     "choice",
     "hook_info",
@@ -45,6 +46,9 @@ HOOK_KINDS: dict[str, event_pb2.HookKind.ValueType] = {
     "forward": event_pb2.HOOK_KIND_FORWARD,
     "backward_pre": event_pb2.HOOK_KIND_BACKWARD_PRE,
     "backward": event_pb2.HOOK_KIND_BACKWARD,
+    "parameter": event_pb2.HOOK_KIND_PARAMETER,
+    "gradient": event_pb2.HOOK_KIND_GRADIENT,
+    "metric": event_pb2.HOOK_KIND_METRIC,
 }
 PAYLOADS: dict[str, event_pb2.Payload.ValueType] = {
     "none": event_pb2.PAYLOAD_NONE,
@@ -55,6 +59,12 @@ PAYLOADS: dict[str, event_pb2.Payload.ValueType] = {
 OVERFLOWS: dict[str, event_pb2.Overflow.ValueType] = {
     "drop_oldest": event_pb2.OVERFLOW_DROP_OLDEST,
     "drop_newest": event_pb2.OVERFLOW_DROP_NEWEST,
+    "disconnect": event_pb2.OVERFLOW_DISCONNECT,
+    "block": event_pb2.OVERFLOW_BLOCK,
+}
+PHASES: dict[str, event_pb2.Phase.ValueType] = {
+    "training": event_pb2.PHASE_TRAINING,
+    "evaluation": event_pb2.PHASE_EVALUATION,
 }
 
 

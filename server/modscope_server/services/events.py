@@ -25,6 +25,9 @@ _ROLES: dict[str, event_pb2.Role.ValueType] = {
     "output": event_pb2.ROLE_OUTPUT,
     "grad_input": event_pb2.ROLE_GRAD_INPUT,
     "grad_output": event_pb2.ROLE_GRAD_OUTPUT,
+    "parameter": event_pb2.ROLE_PARAMETER,
+    "gradient": event_pb2.ROLE_GRADIENT,
+    "metric": event_pb2.ROLE_METRIC,
 }
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import cast
 
 from modscope.v1 import hook_service_pb2
 from modscope.wire import Frame
 from modscope_server.errors import BadRequest
-from modscope_server.runtime.bus import Overflow, Subscription
-from modscope_server.runtime.hooks import Payload, WatchSpec
-from modscope_server.services import convert, interventions
+from modscope_server.runtime.bus import Subscription
+from modscope_server.services import convert, interventions, watches
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
 from modscope_server.services.events import messages
@@ -33,7 +31,7 @@ class HookServicer:
         """Arm a watch, then stream what it sees until it ends or its reader goes."""
         hooks = self._serving.hooks
         registered = self._serving.registry.get(request.model)
-        spec = _spec(request)
+        spec = watches.spec(request)
         subscription = self._serving.run(call, lambda: hooks.watch(registered, spec)).value.subscription
         try:
             call.when_gone(lambda: subscription.end("the reader left"))
@@ -110,24 +108,6 @@ class HookServicer:
         return hook_service_pb2.RemoveInterventionsResponse(
             interventions=map(interventions.intervention, states)
         )
-
-
-def _spec(request: hook_service_pb2.WatchRequest) -> WatchSpec:
-    kinds = dict.fromkeys(
-        convert.choice(convert.HOOK_KINDS, kind, "forward", "hooks") for kind in request.hooks
-    )
-    payload = convert.choice(convert.PAYLOADS, request.payload, "stats", "payload")
-    overflow = convert.choice(convert.OVERFLOWS, request.overflow, "drop_oldest", "overflow")
-    return WatchSpec(
-        glob=request.glob if request.HasField("glob") else "*",
-        type=request.type,
-        kinds=tuple(kinds) or ("forward",),
-        payload=cast("Payload", payload),
-        every=request.every or 1,
-        overflow=cast("Overflow", overflow),
-        queue=request.queue,
-        sample=request.sample,
-    )
 
 
 def _created(subscription: Subscription) -> _Response:

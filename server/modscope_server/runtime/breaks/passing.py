@@ -8,8 +8,9 @@ from modscope_server.errors import NoMatch
 from modscope_server.inspection.statistics import Reduction, pool
 from modscope_server.runtime.breaks.parameters import named_models
 from modscope_server.runtime.bus import Draft
-from modscope_server.runtime.hooks import HookManager, WatchSpec
+from modscope_server.runtime.hooks import HookManager
 from modscope_server.runtime.registry import Registry
+from modscope_server.runtime.watch_spec import WatchSpec
 
 __all__ = ["Passing"]
 
