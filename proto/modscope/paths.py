@@ -16,6 +16,8 @@ WRAPPER_PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_
 """Attribute names under which wrappers keep what they wrap; left out only where the owner is a wrapper."""
 
 _MOST_WAYS = 1024
+_MEMBER = re.compile(r"(.)-(.)|(.)", re.DOTALL)
+"""A range of a set, or one character of it; a hyphen that is no range's stands for itself."""
 
 
 class BadGlob(ValueError):
@@ -134,10 +136,9 @@ def _set(pattern: str, position: int) -> tuple[str, int]:
         raise BadGlob(f"glob {pattern!r} has a [ without its ]: close it, or write \\[ for the character")
     body = pattern[position:end]
     negated = body.startswith("!")
-    escaped = re.sub(r"([\\\[\]^&~|])", r"\\\1", body[1:] if negated else body)
-    text = f"[{'^' if negated else ''}{escaped}]"
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise BadGlob(f"glob {pattern!r} has a bad set [{body}]: {error}") from None
-    return text, end + 1
+    members = []
+    for first, last, single in _MEMBER.findall(body[1:] if negated else body):
+        if first > last:
+            raise BadGlob(f"glob {pattern!r} has a bad set [{body}]: {first}-{last} goes backwards")
+        members.append(re.escape(single) if single else f"{re.escape(first)}-{re.escape(last)}")
+    return f"[{'^' if negated else ''}{''.join(members)}]", end + 1

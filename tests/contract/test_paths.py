@@ -108,6 +108,8 @@ def test_any_text_is_a_glob_or_is_refused_by_name(text: str) -> None:
         ("layers.?", ["layers.0", "layers.x"], ["layers.10", "layers."]),
         ("layers.[0-2].*", ["layers.0.w", "layers.2.a.b"], ["layers.3.w", "layers.0"]),
         ("layers.[!0-2]", ["layers.3", "layers.x"], ["layers.0", "layers.10"]),
+        ("[a-]", ["a", "-"], ["b", ""]),
+        ("[+--]", ["+", ",", "-"], [".", "a"]),
         ("{encoder,decoder}.*", ["encoder.a", "decoder.b.c"], ["encoder", "other.a"]),
         ("{a,{b,c}d}e", ["ae", "bde", "cde"], ["be", "ade", "a,e"]),
         ("{a,}b", ["ab", "b"], ["a", ",b"]),
