@@ -9,6 +9,8 @@ SOURCES := proto/modscope client server tests examples benchmarks docs
 FOLDERS = $(wildcard $(SOURCES))
 GENERATE := -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy=.venv-proto/bin/protoc-gen-mypy
 PROTOS = $(wildcard proto/modscope/v1/*.proto)
+# Each worker trains models of its own; more than four gain little and take memory.
+WORKERS ?= auto --maxprocesses 4
 LAST_TAG = $(shell git describe --tags --abbrev=0 2>/dev/null)
 
 .PHONY: help demo test stress lint type proto proto-check check bench docs format clean
@@ -20,7 +22,7 @@ demo: .venv/.demo ## Train a digits classifier and look inside it from another p
 	$(BIN)/python examples/demo.py
 
 test: .venv/.ok ## Run all tests, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term $(PYTEST_ARGS)
 
 stress: .venv/.ok ## 5,000 random changes under each kind of loop, 20,000 reads that may not be torn
 	MODSCOPE_STRESS=34 $(BIN)/python -m pytest --timeout 1800 tests/end_to_end/test_loops.py tests/end_to_end/test_torn_reads.py
