@@ -24,6 +24,7 @@ __all__ = [
     "MODES",
     "OVERFLOWS",
     "PAYLOADS",
+    "PHASES",
     "buffer_info",
     "choice",
     "detail",
@@ -50,6 +51,9 @@ HOOKS: dict[str, event_pb2.HookKind.ValueType] = {
     "forward": event_pb2.HOOK_KIND_FORWARD,
     "backward_pre": event_pb2.HOOK_KIND_BACKWARD_PRE,
     "backward": event_pb2.HOOK_KIND_BACKWARD,
+    "parameter": event_pb2.HOOK_KIND_PARAMETER,
+    "gradient": event_pb2.HOOK_KIND_GRADIENT,
+    "metric": event_pb2.HOOK_KIND_METRIC,
 }
 PAYLOADS: dict[str, event_pb2.Payload.ValueType] = {
     "none": event_pb2.PAYLOAD_NONE,
@@ -60,6 +64,12 @@ PAYLOADS: dict[str, event_pb2.Payload.ValueType] = {
 OVERFLOWS: dict[str, event_pb2.Overflow.ValueType] = {
     "drop_oldest": event_pb2.OVERFLOW_DROP_OLDEST,
     "drop_newest": event_pb2.OVERFLOW_DROP_NEWEST,
+    "disconnect": event_pb2.OVERFLOW_DISCONNECT,
+    "block": event_pb2.OVERFLOW_BLOCK,
+}
+PHASES: dict[str, event_pb2.Phase.ValueType] = {
+    "training": event_pb2.PHASE_TRAINING,
+    "evaluation": event_pb2.PHASE_EVALUATION,
 }
 MODES: dict[str, model_service.ForwardMode.ValueType] = {
     "eval": model_service.FORWARD_MODE_EVAL,
@@ -73,6 +83,14 @@ _ROLE_NAMES = {
     event_pb2.ROLE_OUTPUT: "output",
     event_pb2.ROLE_GRAD_INPUT: "grad_input",
     event_pb2.ROLE_GRAD_OUTPUT: "grad_output",
+    event_pb2.ROLE_PARAMETER: "parameter",
+    event_pb2.ROLE_GRADIENT: "gradient",
+    event_pb2.ROLE_METRIC: "metric",
+}
+_STATE_NAMES = {
+    hook_service_pb2.HOOK_STATE_ARMED: "armed",
+    hook_service_pb2.HOOK_STATE_FIRED: "fired",
+    hook_service_pb2.HOOK_STATE_BLIND: "blind",
 }
 
 E = TypeVar("E")
@@ -272,6 +290,9 @@ def hook_info(m: hook_service_pb2.HookInfo) -> types.HookInfo:
         m.fired,
         m.last_step if m.HasField("last_step") else None,
         m.intervention_id,
+        _STATE_NAMES.get(m.state, ""),
+        m.reason,
+        m.remedy,
     )
 
 

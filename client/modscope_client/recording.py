@@ -160,7 +160,7 @@ class Recording(Watching):
             if message is None:
                 raise StopIteration
             try:
-                progression.take(message)
+                self._take(message)
             except Internal as error:
                 raise self._foreign(error.message) from None
         return progression.ready.popleft()

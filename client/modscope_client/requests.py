@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from modscope import wire
 from modscope.paths import literal
-from modscope.v1 import hook_service_pb2, model_service_pb2, operation_pb2, parameter_service_pb2
+from modscope.v1 import model_service_pb2, operation_pb2, parameter_service_pb2
 from modscope_client import convert
 from modscope_client.convert import request
 from modscope_client.errors import InvalidArgument
@@ -26,7 +26,6 @@ __all__ = [
     "subtree",
     "type_name",
     "unfreeze",
-    "watch",
     "write",
 ]
 
@@ -197,42 +196,6 @@ def forward(
         tensors=len(tensors),
     )
     return first, tensors
-
-
-def watch(
-    model: str,
-    glob: str,
-    type: str | type | None,
-    hooks: str | Iterable[str],
-    payload: str,
-    every: int,
-    overflow: str,
-    queue: int | None,
-    sample: int | None = None,
-) -> hook_service_pb2.WatchRequest:
-    """Asks to watch modules."""
-    kinds = [hooks] if isinstance(hooks, str) else list(hooks)
-    if not kinds:
-        raise InvalidArgument(
-            "a watch needs at least one hook",
-            hint=f"choose from {', '.join(convert.HOOKS)}",
-            details={"field": "hooks"},
-        )
-    for name, number in (("every", every), ("queue", queue), ("sample", sample)):
-        if number is not None and number < 1:
-            raise InvalidArgument(f"{name} is {number}", hint="give at least 1", details={"field": name})
-    return request(
-        hook_service_pb2.WatchRequest,
-        model=model,
-        glob=glob,
-        type=type_name(type),
-        hooks=[convert.choice(convert.HOOKS, kind, "hooks") for kind in kinds],
-        payload=convert.choice(convert.PAYLOADS, payload, "payload"),
-        every=every,
-        overflow=convert.choice(convert.OVERFLOWS, overflow, "overflow"),
-        queue=queue,
-        sample=sample,
-    )
 
 
 def subtree(path: str) -> str:

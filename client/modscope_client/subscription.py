@@ -11,10 +11,11 @@ from types import TracebackType
 from modscope.v1 import hook_service_pb2
 from modscope.wire import Frame
 from modscope_client.calls import Calls, Stream
+from modscope_client.convert import hook_info
 from modscope_client.errors import Internal, ModscopeError, Unavailable
 from modscope_client.rpcs import STOP_WATCH, WATCH
 from modscope_client.transfer import Events
-from modscope_client.types import Event, WatchCounters
+from modscope_client.types import Event, HookInfo, WatchCounters
 
 __all__ = ["Progression", "Subscription", "Watching"]
 
@@ -36,6 +37,8 @@ class Progression:
         self.counters = WatchCounters(published=0, dropped=0, queued=0, step=created.step)
         self.ready: deque[Event] = deque()
         """Events that have come and not been given out."""
+        self.hooks: dict[tuple[str, str], HookInfo] = {}
+        """The latest of each hook, by path and kind, in the order in which they were first told of."""
         self.ended: str | None = None
         """Why the watch has ended; None while it lasts."""
         self._asked_to_end = False
@@ -48,8 +51,8 @@ class Progression:
             raise Internal("the first message of a watch did not say that it is armed")
         return cls(first.header.created)
 
-    def take(self, message: Frame[hook_service_pb2.WatchResponse]) -> None:
-        """One message after the first."""
+    def take(self, message: Frame[hook_service_pb2.WatchResponse]) -> list[HookInfo]:
+        """One message after the first. Gives the hooks of which it tells something new."""
         head = message.header
         for event in self._events.take(message):
             self.ready.append(event)
@@ -57,10 +60,16 @@ class Progression:
         if head.HasField("heartbeat"):
             beat = head.heartbeat
             self._tell(beat.published, beat.dropped, beat.step)
-            self.counters = replace(self.counters, queued=beat.queued)
+            self.counters = replace(
+                self.counters,
+                queued=beat.queued,
+                skipped=beat.skipped,
+                blocked_seconds=beat.blocked_seconds,
+            )
         if head.HasField("ended"):
             self._tell(head.ended.published, head.ended.dropped, self.counters.step)
             self.ended = head.ended.reason or _STOPPED
+        return [told for hook in head.hooks if self._is_news(told := hook_info(hook))]
 
     def stopped(self, last: hook_service_pb2.StopWatchResponse) -> None:
         """The server has ended it as it was asked to; its last counters."""
@@ -78,14 +87,27 @@ class Progression:
     def _tell(self, published: int, dropped: int, step: int) -> None:
         told = self.counters
         self.counters = WatchCounters(
-            max(told.published, published), max(told.dropped, dropped), told.queued, max(told.step, step)
+            max(told.published, published),
+            max(told.dropped, dropped),
+            told.queued,
+            max(told.step, step),
+            told.skipped,
+            told.blocked_seconds,
         )
+
+    def _is_news(self, hook: HookInfo) -> bool:
+        before = self.hooks.get((hook.path, hook.kind))
+        self.hooks[hook.path, hook.kind] = hook
+        told = before and (before.state, before.reason, before.remedy)
+        return told != (hook.state, hook.reason, hook.remedy)
 
 
 class Watching:
     """What a watch tells of itself once it is armed; the same for the sync and the async client."""
 
     _progression: Progression | None = None
+    noticed: Callable[[HookInfo], object] = staticmethod(_ignore)
+    """Called with each hook whose state has changed, as it is now; set it before entering."""
 
     @property
     def watch_id(self) -> str:
@@ -116,6 +138,15 @@ class Watching:
     def counters(self) -> WatchCounters:
         """Its counters, as the server told them last."""
         return self._armed().counters
+
+    @property
+    def states(self) -> tuple[HookInfo, ...]:
+        """Its hooks, each as the server told of it last; empty until it has told of one."""
+        return tuple(self._armed().hooks.values())
+
+    def _take(self, message: Frame[hook_service_pb2.WatchResponse]) -> None:
+        for hook in self._armed().take(message):
+            self.noticed(hook)
 
     def _armed(self) -> Progression:
         if self._progression is None:
@@ -182,7 +213,7 @@ class Subscription(Watching):
                 progression.ended = progression.ended or "the server ended the stream"
             else:
                 self.tap(message)
-                progression.take(message)
+                self._take(message)
         return progression.ready.popleft()
 
     def stop(self) -> None:

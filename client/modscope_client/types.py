@@ -237,7 +237,7 @@ class ValueInfo:
     """One value that a hook saw."""
 
     role: str
-    """"input", "output", "grad_input" or "grad_output"."""
+    """"input", "output", "grad_input", "grad_output", "parameter", "gradient" or "metric"."""
     key: str
     """"" for a bare tensor, else its position or keyword, nested ones joined by dots."""
     shape: tuple[int, ...] | None
@@ -267,11 +267,11 @@ class Event:
     model: str
     """Name of the model."""
     path: str
-    """Path of the module."""
+    """Path of the module; of the parameter, for parameters and gradients; name of the metric."""
     type: str
-    """Class of the module."""
+    """Class of the module; of the module that owns the parameter; "" for a metric."""
     hook: str
-    """"forward_pre", "forward", "backward_pre" or "backward"."""
+    """"forward_pre", "forward", "backward_pre", "backward", "parameter", "gradient" or "metric"."""
     call: int
     """0-based call of this module in this step."""
     time: float
@@ -298,6 +298,10 @@ class WatchCounters:
     """Events that waited in the server's queue."""
     step: int
     """step_count then."""
+    skipped: int = 0
+    """Firings that `max_rate` has left out."""
+    blocked_seconds: float = 0.0
+    """Seconds for which training has waited for this subscriber."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +309,9 @@ class HookInfo:
     """A hook that modscope has put on a module."""
 
     path: str
-    """Path of the module."""
+    """Path of the module; of the parameter, for parameters and gradients; name of the metric."""
     kind: str
-    """"forward_pre", "forward", "backward_pre" or "backward"."""
+    """"forward_pre", "forward", "backward_pre", "backward", "parameter", "gradient" or "metric"."""
     owner: str
     """Whose it is: "watch", "break", "intervention" or "safe point"."""
     watch_ids: tuple[str, ...]
@@ -318,6 +322,12 @@ class HookInfo:
     """step_count when it fired last; None where it has not."""
     intervention_id: str = ""
     """Id of its intervention; "" where it is none."""
+    state: str = ""
+    """"armed", "fired" or "blind"; "" where the server does not tell."""
+    reason: str = ""
+    """Why it is blind, or what it cannot see; "" where it is neither."""
+    remedy: str = ""
+    """How it is made to fire in compiled code, and what that costs; "" where nothing was needed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modscope import paths
-from modscope.v1 import event_pb2, model_service_pb2
+from modscope.v1 import model_service_pb2
 from modscope_client import requests
 from modscope_client.errors import InvalidArgument
 
@@ -18,19 +18,6 @@ def write(array: Any = None, **options: Any) -> Any:
     return requests.write(
         "m", "w", array, **{"cast": False, "fill": None, "allow_non_finite": False, **options}
     )
-
-
-def watch(**options: Any) -> Any:
-    defaults: dict[str, Any] = {
-        "glob": "*",
-        "type": None,
-        "hooks": ("forward",),
-        "payload": "stats",
-        "every": 1,
-        "overflow": "drop_oldest",
-        "queue": None,
-    }
-    return requests.watch("m", **{**defaults, **options})
 
 
 def test_a_class_is_its_qualified_name() -> None:
@@ -99,26 +86,6 @@ def test_forward() -> None:
     }
     with pytest.raises(InvalidArgument, match="mode 'evil'"):
         requests.forward("m", (), {}, "evil")
-
-
-def test_a_watch() -> None:
-    assert watch().hooks == [event_pb2.HOOK_KIND_FORWARD] == watch(hooks="forward").hooks
-    assert watch().queue == 0 and watch(queue=5).queue == 5
-    assert watch().sample == 0 and watch(sample=65536).sample == 65536
-    assert len(watch(hooks=["forward_pre", "forward", "backward_pre", "backward"]).hooks) == 4
-    for wrong in (
-        {"hooks": ()},
-        {"hooks": "forwards"},
-        {"payload": "all"},
-        {"overflow": "block"},
-        {"every": 0},
-        {"queue": 0},
-        {"sample": 0},
-        {"every": 1 << 40},
-    ):
-        with pytest.raises(InvalidArgument) as refusal:
-            watch(**wrong)
-        assert refusal.value.details["field"] in wrong
 
 
 @pytest.mark.parametrize("path", ["a", "a.b", "odd [x] {y,z}*?", "back\\slash"])

@@ -207,17 +207,44 @@ class ModelReads:
         overflow: str = "drop_oldest",
         queue: int | None = None,
         sample: int | None = None,
+        *,
+        start: int | None = None,
+        stop: int | None = None,
+        first_call: bool = False,
+        phase: str | None = None,
+        max_rate: float | None = None,
+        index: str = "",
+        dtype: Any = None,
+        block_ms: float | None = None,
+        keep: float | None = None,
+        resume: str | None = None,
+        resume_after: int | None = None,
     ) -> Subscription:
         """Watch modules work: `async with model.watch(...) as events: async for event in events: ...`.
 
-        hooks: forward_pre, forward, backward_pre, backward. payload: none, stats, histogram, tensor.
-        every: only steps whose number is a multiple of it. overflow: drop_oldest or drop_newest, where
-        more than `queue` events wait. sample: statistics and histograms look at no more than so many
-        elements of a tensor, and `ValueInfo.sample` states the error.
+        hooks: forward_pre, forward, backward_pre, backward; at the end of a step also parameter, gradient
+        and metric. payload: none, stats, histogram, tensor. sample: statistics and histograms look at no
+        more than so many elements of a tensor, and `ValueInfo.sample` states the error. index: a part of
+        each tensor, such as "[:, -1, :]". dtype: what whole tensors are cast to, on the server.
+
+        every: only steps whose number is a multiple of it. start, stop: from that step, up to but not
+        with that. first_call: only the first call of each module in a step. phase: only "training" or
+        "evaluation". max_rate: most events a second, over the time; steps are left out whole.
+
+        overflow: what happens where more than `queue` events wait: drop_oldest, drop_newest, disconnect
+        (it ends with ResourceExhausted), block (training waits, at most `block_ms` in a step).
+        keep: seconds for which it goes on where the connection breaks, so that
+        `watch(resume=watch_id, resume_after=seq)` goes on with it, with what is still held of it.
         """
         from modscope_client.aio.subscription import Subscription
+        from modscope_client.watch_request import watch
 
-        asked = requests.watch(self.name, glob, type, hooks, payload, every, overflow, queue, sample)
+        asked = watch(
+            self.name, glob, type, hooks, payload, every, overflow, queue, sample,
+            start=start, stop=stop, first_call=first_call, phase=phase, max_rate=max_rate,
+            index=index, dtype=dtype, block_ms=block_ms,
+            keep=keep, resume=resume, resume_after=resume_after,
+        )  # fmt: skip
         return Subscription(self._calls, asked)
 
     async def hooks(self) -> list[HookInfo]:

@@ -70,7 +70,7 @@ class Subscription(Watching):
             if message is None:
                 progression.ended = progression.ended or "the server ended the stream"
             else:
-                progression.take(message)
+                self._take(message)
         return progression.ready.popleft()
 
     async def stop(self) -> None:
