@@ -38,7 +38,7 @@ def test_the_same_tensor_is_reduced_once_for_all_who_see_it(
         values = [event.values[0] for event in drained(watch)]
         assert [value.stats for value in values[:2]] == [statistics(x)] * 2
         assert values[-1].stats == values[-2].stats == statistics(model(x))
-        assert {value.histogram is not None for value in values} == {watch.form[0] == "histogram"}
+        assert {value.histogram is not None for value in values} == {watch.form.payload == "histogram"}
 
 
 def test_a_tensor_that_was_changed_between_two_hooks_is_reduced_anew(manager: HookManager) -> None:

@@ -24,10 +24,11 @@ from modscope_server.runtime.captured import Form, captured
 from modscope_server.runtime.gradients import Expected, GradientCollector, identity_views
 from modscope_server.runtime.sensors import in_backward
 from modscope_server.runtime.uncopied import Uncopied
+from modscope_server.runtime.watch_spec import KINDS
+from modscope_server.runtime.windows import WatchWindow
 
 __all__ = ["KINDS", "ModuleTap", "Sink", "let_observers_follow"]
 
-KINDS = ("forward_pre", "forward", "backward_pre", "backward")
 _MOST_FAULTS = 3
 _LOG = logging.getLogger("modscope_server")
 _IN_PLACE = "in-place module: the gradient of its input cannot be had"
@@ -38,7 +39,7 @@ class Sink(Protocol):
 
     kinds: frozenset[str]
     form: Form
-    every: int
+    window: WatchWindow
 
     def publish(self, draft: Draft) -> None: ...
 
@@ -102,13 +103,24 @@ class ModuleTap:
         self._serving: dict[str, tuple[Sink, ...]] = dict.fromkeys(KINDS, ())
         self.fired = dict.fromkeys(KINDS, 0)
         self.last_step: dict[str, int] = {}
+        self.calls = 0
+        self.calls_with_grad = 0
+        """Of these, in grad mode."""
+        self.differentiable = 0
+        """Of these, with an output that requires grad; counted while gradients are watched."""
+        self.phases_seen: frozenset[str] = frozenset()
+        """"training", "evaluation", or both."""
+        self.called_at: int | None = None
+        """step_count at the last call."""
+        self.raised = 0
+        """Calls that an exception has ended."""
         self._step = step
         self._in_place = bool(module.__dict__.get("inplace"))
         self._handles: dict[str, RemovableHandle] = {}
         self._calls: list[_Call] = []
         self._counted = (-1, 0)
         self._recomputed = (-1, 0)
-        self._faults = 0
+        self.faults = 0
 
     def set_sinks(self, sinks: Iterable[Sink]) -> None:
         """Serve these subscribers: hooks that are needed come, hooks that are not go."""
@@ -121,9 +133,9 @@ class ModuleTap:
 
     def fault(self, error: Exception) -> None:
         """Count a fault of ours; after three the tap serves nobody any more."""
-        self._faults += 1
+        self.faults += 1
         _LOG.error("a hook of modscope failed at %r; training goes on", self.path, exc_info=error)
-        if self._faults >= _MOST_FAULTS:
+        if self.faults >= _MOST_FAULTS:
             self.set_sinks(())
 
     def _keep(self, place: str, wanted: bool) -> None:
@@ -270,7 +282,7 @@ class ModuleTap:
     def _wanting(self, kind: str, call: _Call) -> list[Sink]:
         """The subscribers of this kind of hook that want this step."""
         sinks = self._serving[kind]
-        return [sink for sink in sinks if call.step % sink.every == 0] if sinks else []
+        return [sink for sink in sinks if sink.window.wants_step(call.step)] if sinks else []
 
     def _wants_gradients(self, call: _Call) -> bool:
         serving = self._serving

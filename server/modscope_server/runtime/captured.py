@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Set as AbstractSet
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 
@@ -15,8 +15,17 @@ from modscope_server.runtime.bus import DraftValue
 
 __all__ = ["Form", "captured"]
 
-Form: TypeAlias = "tuple[str, int]"
-"""A payload, and the most elements that its statistics look at; 0 means all."""
+
+class Form(NamedTuple):
+    """What a subscriber wants of a value."""
+
+    payload: str
+    sample: int = 0
+    """The most elements that statistics look at; 0 means all."""
+    index: str = ""  # type: ignore[assignment]  # tuple.index, which nobody needs here
+    """Which part of the tensor, as inspection.slices reads it; empty for all."""
+    dtype: str = ""
+    """Tensor payload: what to cast to; empty for its own."""
 
 
 def captured(
@@ -32,7 +41,7 @@ def captured(
     found = {}
     # Histograms first: statistics come with them.
     for form in sorted(forms) if len(forms) > 1 else forms:
-        payload, sample = form
+        payload, sample = form.payload, form.sample
         reduction = copy = None
         if payload == "tensor":
             copy = tensor.detach().clone()

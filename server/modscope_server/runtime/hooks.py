@@ -19,6 +19,7 @@ from modscope_server.runtime.captured import Form
 from modscope_server.runtime.registry import Registered
 from modscope_server.runtime.sensors import root_hooks
 from modscope_server.runtime.watch_spec import WatchSpec
+from modscope_server.runtime.windows import WatchWindow
 
 __all__ = ["HookManager", "HookState", "Watch"]
 
@@ -45,8 +46,8 @@ class Watch:
 
     def __init__(self, spec: WatchSpec, subscription: Subscription, registered: Registered) -> None:
         self.kinds = frozenset(spec.kinds)
-        self.form: Form = spec.payload, spec.sample
-        self.every = spec.every
+        self.form = Form(spec.payload, spec.sample, spec.index, spec.dtype)
+        self.window = WatchWindow(spec)
         self.subscription = subscription
         self.registered = registered
         self.taps: list[ModuleTap] = []

@@ -9,13 +9,14 @@ from typing import Literal, get_args
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.slices import parse_index
 from modscope_server.runtime.bus import Overflow
-from modscope_server.runtime.capture import KINDS
 
-__all__ = ["BOUNDARY_KINDS", "Payload", "Phase", "WatchSpec"]
+__all__ = ["BOUNDARY_KINDS", "KINDS", "Payload", "Phase", "WatchSpec"]
 
 Payload = Literal["none", "stats", "histogram", "tensor"]
 Phase = Literal["training", "evaluation"]
 
+KINDS = ("forward_pre", "forward", "backward_pre", "backward")
+"""The hooks of modules, in the order in which they fire."""
 BOUNDARY_KINDS = ("parameter", "gradient", "metric")
 """What is told at the end of an iteration, beside the hooks of modules."""
 
