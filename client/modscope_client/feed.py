@@ -1,17 +1,24 @@
-"""Feeding a sink from a watch, for as long as it is wanted: a server that goes is awaited."""
+"""Feeding a sink from a watch, for as long as it is wanted: a server or a connection that goes is awaited."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from modscope_client.errors import DeadlineExceeded, ModscopeError, ResourceExhausted, Unavailable
+from modscope_client.errors import (
+    DeadlineExceeded,
+    ModscopeError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from modscope_client.sinks import Metrics, Sink
 
 if TYPE_CHECKING:
     from modscope_client.client import Client
+    from modscope_client.handles import RemoteModel
     from modscope_client.subscription import Subscription
     from modscope_client.types import Metric
 
@@ -19,6 +26,9 @@ __all__ = ["Feed"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
 """Seconds between two tries to reach a server that is away; each pause is twice the one before."""
+
+_KEEP_SECONDS = 30.0
+"""For how long a watch goes on without its connection; longer than several tries to have it back."""
 
 _METRICS_SECONDS = 5.0
 """How often the sink is told what is known beside the events."""
@@ -32,8 +42,9 @@ class Feed:
 
         Feed(connect, TensorBoard("runs/1"), watch={"glob": "*"}).run(count=1000)
 
-    Where the server goes, the watch is armed anew as soon as one answers there again, and the sink is
-    opened anew. `run` closes the sink.
+    Where the connection breaks while the server lives, the watch is resumed, and only what the server has
+    let go of meanwhile is lost, and counted. Where the server goes, the watch is armed anew as soon as one
+    answers there again, and the sink is opened anew. `run` closes the sink.
     """
 
     def __init__(
@@ -46,16 +57,18 @@ class Feed:
         wait: bool = False,
         armed: Callable[[Subscription], None] = lambda events: None,
         lost: Callable[[ModscopeError, float], None] = lambda error, seconds: None,
+        resumed: Callable[[Subscription], None] = lambda events: None,
     ) -> None:
         """Prepare it.
 
         connect: called for each connection, so that it finds the server anew. model: its name, or None
         for the only one. watch: arguments of RemoteModel.watch. wait: also wait for the first server.
-        armed: told of each watch that begins; lost: why one ended, and in how many seconds another is
-        tried.
+        armed: told of each watch that begins; lost: why a connection ended, and in how many seconds
+        another is tried; resumed: told of a watch that goes on with another connection.
         """
-        self._connect, self._sink, self._model, self._watch = connect, sink, model, dict(watch)
-        self._wait, self._armed, self._lost = wait, armed, lost
+        self._connect, self._sink, self._model = connect, sink, model
+        self._watch = {"keep": _KEEP_SECONDS, **watch}
+        self._wait, self._armed, self._lost, self._resumed = wait, armed, lost, resumed
         self.published = 0
         """Events published to the watch, the dropped ones included."""
         self.dropped = 0
@@ -64,7 +77,11 @@ class Feed:
         """Events that the sink has taken."""
         self._before = (0, 0)
         self._step = 0
-        self._watches = 0
+        self._watches = self._connections = 0
+        self._broken: str | None = None
+        """The watch to resume, which has lost its connection."""
+        self._seq: int | None = None
+        """The last event that has come of it."""
         self._name = model or ""
         self._reported: tuple[Metric, ...] = ()
         self._failure: BaseException | None = None
@@ -92,14 +109,17 @@ class Feed:
         pause = _FIRST_PAUSE
         try:
             while not self._stopping.is_set():
-                watches = self._watches
+                connections = self._connections
                 try:
                     self._one_watch(count)
                     break
                 except _PASSING as error:
+                    is_new = self._connections > connections
                     if self._failure is not None or not (self._watches or self._wait):
                         raise
-                    pause = _FIRST_PAUSE if self._watches > watches else min(2 * pause, _LONGEST_PAUSE)
+                    if is_new and isinstance(error, ResourceExhausted):
+                        raise  # what overflow "disconnect" has asked for
+                    pause = _FIRST_PAUSE if is_new else min(2 * pause, _LONGEST_PAUSE)
                     self._lost(error, pause)
                     self._tell(connected=False)
                 self._stopping.wait(pause)
@@ -110,35 +130,58 @@ class Feed:
 
     def _one_watch(self, count: int | None) -> None:
         """Feed from one connection. Returns where no more is wanted; raises where the connection ends."""
-        with (
-            self._connect() as client,
-            (model := client.model(self._model)).watch(**self._watch) as events,
-        ):
+        with self._connect() as client, ExitStack() as stack:
+            events = self._enter(client.model(self._model), stack)
             with self._one_at_a_time:
-                self._name = model.name
                 self._events = events
-                self._watches += 1
-                self._step = events.step
-                self._reported = ()
-                self._sink.open(events)
             if self._stopping.is_set():
                 return
-            self._armed(events)
             poll = _Poll(lambda: self._ask(client, events))
             try:
-                for event in events:
-                    with self._one_at_a_time:
-                        self._sink.emit(event)
-                    self.delivered += 1
-                    if self.delivered == count:
-                        break
+                self._pass_on(events, count)
                 self._ask(client, events)
             finally:
                 poll.end()
                 with self._one_at_a_time:
                     self._events = None
                     self._count(events)
-                    self._before = (self.published, self.dropped)
+
+    def _enter(self, model: RemoteModel, stack: ExitStack) -> Subscription:
+        """The watch whose connection has broken, where the server still has it; else a new one."""
+        if self._broken is not None:
+            with suppress(NotFound):
+                events = stack.enter_context(model.watch(resume=self._broken, resume_after=self._seq))
+                self._connections += 1
+                self._resumed(events)
+                return events
+        self._broken = self._seq = None
+        events = stack.enter_context(model.watch(**self._watch))
+        with self._one_at_a_time:
+            self._name = model.name
+            self._connections += 1
+            self._watches += 1
+            self._before = (self.published, self.dropped)
+            self._step = events.step
+            self._reported = ()
+            self._sink.open(events)
+        if not self._stopping.is_set():
+            self._armed(events)
+        return events
+
+    def _pass_on(self, events: Subscription, count: int | None) -> None:
+        """Give the sink what comes. Raises where the connection ends."""
+        try:
+            for event in events:
+                with self._one_at_a_time:
+                    self._sink.emit(event)
+                self._seq = event.seq
+                self.delivered += 1
+                if self.delivered == count:
+                    return
+        except ModscopeError as error:
+            is_over = error.reason == "CLOSED" or isinstance(error, ResourceExhausted)
+            self._broken = None if is_over else events.watch_id
+            raise
 
     def _ask(self, client: Client, events: Subscription) -> None:
         """Tell the sink what is known beside the events; the loop's own metrics where they can be had."""
@@ -161,9 +204,9 @@ class Feed:
 
     def _count(self, events: Subscription) -> None:
         counters = events.counters
-        self.published = self._before[0] + counters.published
-        self.dropped = self._before[1] + counters.dropped
-        self._step = counters.step
+        self.published = max(self.published, self._before[0] + counters.published)
+        self.dropped = max(self.dropped, self._before[1] + counters.dropped)
+        self._step = max(self._step, counters.step)
 
     def _tell(self, *, connected: bool) -> None:
         with self._one_at_a_time:

@@ -12,18 +12,23 @@ from modscope.v1 import hook_service_pb2
 from modscope.wire import Frame
 from modscope_client.calls import Calls, Stream
 from modscope_client.convert import hook_info
-from modscope_client.errors import Internal, ModscopeError, Unavailable
+from modscope_client.errors import Internal, ModscopeError, ResourceExhausted, Unavailable
 from modscope_client.rpcs import STOP_WATCH, WATCH
 from modscope_client.transfer import Events
 from modscope_client.types import Event, HookInfo, WatchCounters
 
-__all__ = ["Progression", "Subscription", "Watching"]
+__all__ = ["Progression", "Subscription", "Watching", "is_kept"]
 
 _STOPPED = "stopped"
 
 
 def _ignore(message: object) -> None:
     """Nobody listens in."""
+
+
+def is_kept(request: hook_service_pb2.WatchRequest) -> bool:
+    """Whether a watch goes on without its reader."""
+    return bool(request.keep_seconds or request.resume)
 
 
 class Progression:
@@ -157,8 +162,9 @@ class Watching:
 class Subscription(Watching):
     """A watch: armed when its `with` is entered, its hooks gone when it is left.
 
-    Iterating gives each Event as it comes; it ends after `stop`, and raises Unavailable where the
-    server closes. Iterate in one thread; `stop` may be called in any.
+    Iterating gives each Event as it comes; it ends after `stop`, and raises Unavailable where the server
+    closes or the connection breaks, ResourceExhausted where overflow "disconnect" has ended it. Iterate in
+    one thread; `stop` may be called in any.
     """
 
     def __init__(self, calls: Calls, request: hook_service_pb2.WatchRequest) -> None:
@@ -170,11 +176,13 @@ class Subscription(Watching):
         self._own: Calls | None = None
         self._stream: Stream[Frame[hook_service_pb2.WatchResponse]] | None = None
         self._left = False
+        self._broken = False
 
     def __enter__(self) -> Subscription:
         """Arm it: from now on every event is delivered or counted as dropped.
 
-        Raises NotFound where nothing matches, DeadlineExceeded where the model comes to no step boundary.
+        Raises NotFound where nothing matches or the watch to resume is gone, DeadlineExceeded where the
+        model comes to no step boundary.
         """
         if self._own is not None:
             raise RuntimeError("a watch is entered once: call watch() anew")
@@ -205,7 +213,8 @@ class Subscription(Watching):
                 raise progression.end() or StopIteration
             try:
                 message = self._stream.read()
-            except ModscopeError:
+            except ModscopeError as error:
+                self._broken = not isinstance(error, ResourceExhausted)
                 if self._left:
                     raise StopIteration from None
                 raise
@@ -226,14 +235,25 @@ class Subscription(Watching):
             request = hook_service_pb2.StopWatchRequest(watch_id=progression.watch_id)
             progression.stopped(self._calls.unary(STOP_WATCH, request))
 
+    def leave(self) -> None:
+        """End its connection alone: the watch goes on for its seconds of `keep`. Idempotent."""
+        self._close(stop=False)
+
     def close(self) -> None:
-        """End the watch and its connection. Idempotent; never fails."""
+        """End the watch and its connection. Idempotent; never fails.
+
+        Where the connection has broken, a watch with `keep` is left as it is, to be resumed.
+        """
+        self._close(stop=not (self._broken and is_kept(self.request)))
+
+    def _close(self, *, stop: bool) -> None:
         if self._own is None or self._left:
             return
         try:
             if self._progression is not None:
                 with contextlib.suppress(ModscopeError):
-                    self.stop()
+                    if stop:
+                        self.stop()
                 self._progression.ready.clear()
         finally:
             self._left = True

@@ -13,7 +13,7 @@ from modscope_client.channel import Endpoint
 from modscope_client.client import Client
 from modscope_server import Scope
 
-__all__ = ["CLIENTS", "entered", "over", "served_to", "settle"]
+__all__ = ["CLIENTS", "entered", "next_of", "over", "served_to", "settle"]
 
 CLIENTS = (Client, aio.Client)
 
@@ -43,6 +43,11 @@ def served_to(kind: Any, scope: Scope, body: Callable[[Any], Awaitable[Any]]) ->
 async def settle(given: Any) -> Any:
     """What a call gives, awaited where it is a coroutine."""
     return await given if inspect.isawaitable(given) else given
+
+
+async def next_of(events: Any) -> Any:
+    """The next event of either kind of watch; None where there is no more."""
+    return await anext(events, None) if hasattr(events, "__anext__") else next(events, None)
 
 
 @asynccontextmanager
