@@ -15,16 +15,17 @@ from typing import Generic, Protocol, TypeVar
 from google.protobuf.message import DecodeError
 
 from modscope import dtypes
+from modscope.fields import FIXED64, LENGTH, VARINT, varint
 from modscope.tensor import TensorData, byte_size
 from modscope.v1 import tensor_pb2
 
-__all__ = ["BULK_FIELD", "Frame", "decoder", "encode", "spec_from", "spec_of", "tensor_from"]
+__all__ = ["BULK_FIELD", "Encoded", "Frame", "decoder", "encode", "spec_from", "spec_of", "tensor_from"]
 
 BULK_FIELD = 15
 """Number of the field `data` in every message that carries bulk."""
 
 _BULK_TAG = BULK_FIELD << 3 | 2
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_FIXED32 = 5
 
 
 class _Message(Protocol):
@@ -32,6 +33,17 @@ class _Message(Protocol):
 
 
 M = TypeVar("M", bound=_Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A message that has its wire form already: the header of a frame that only goes out."""
+
+    wire: bytes
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's own name
+        """The wire form."""
+        return self.wire
 
 
 @dataclass(slots=True)
@@ -50,7 +62,7 @@ def encode(frame: Frame[M]) -> bytes:
     size = data.nbytes if isinstance(data, memoryview) else len(data)
     if not size:
         return header.SerializeToString()
-    return b"".join((header.SerializeToString(), bytes((_BULK_TAG,)), _varint(size), data))
+    return b"".join((header.SerializeToString(), bytes((_BULK_TAG,)), varint(size), data))
 
 
 def decoder(parse: Callable[[bytes], M]) -> Callable[[bytes], Frame[M]]:
@@ -118,15 +130,6 @@ def tensor_from(spec: tensor_pb2.TensorSpec, data: bytes | bytearray | memoryvie
     return TensorData(name, shape, data)
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
     while shift < 70:
@@ -144,13 +147,13 @@ def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
 def _skip(view: memoryview, position: int, kind: int) -> tuple[int, int]:
     """Begin and end of the value of one field."""
     begin = position
-    if kind == _VARINT:
+    if kind == VARINT:
         _, end = _read_varint(view, position)
-    elif kind == _FIXED64:
+    elif kind == FIXED64:
         end = position + 8
     elif kind == _FIXED32:
         end = position + 4
-    elif kind == _LENGTH:
+    elif kind == LENGTH:
         length, begin = _read_varint(view, position)
         end = begin + length
     else:

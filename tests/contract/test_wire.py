@@ -10,8 +10,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modscope import wire
 from modscope.dtypes import DTYPES
+from modscope.fields import varint
 from modscope.tensor import TensorData, byte_size
 from modscope.v1 import state_dict_service_pb2, tensor_pb2
 from modscope.wire import Frame, decoder, encode, spec_from, spec_of, tensor_from
@@ -112,10 +112,10 @@ def test_fields_of_a_later_version_are_kept_aside(
 ) -> None:
     header = draw.draw(header_messages(kind.DESCRIPTOR))
     later = [
-        wire._varint(number << 3) + wire._varint(len(value)),
-        wire._varint(number << 3 | 1) + value[:8].ljust(8, b"\0"),
-        wire._varint(number << 3 | 2) + wire._varint(len(value)) + value,
-        wire._varint(number << 3 | 5) + value[:4].ljust(4, b"\0"),
+        varint(number << 3) + varint(len(value)),
+        varint(number << 3 | 1) + value[:8].ljust(8, b"\0"),
+        varint(number << 3 | 2) + varint(len(value)) + value,
+        varint(number << 3 | 5) + value[:4].ljust(4, b"\0"),
     ]
     parts = draw.draw(st.permutations([*records(header), encode(Frame(kind(), data)), *later]))
     frame = decoder(kind.FromString)(b"".join(parts))

@@ -132,15 +132,35 @@ def test_tensors_follow_their_event_in_chunks() -> None:
             message = next(stream)
             (event,) = message.events
             (value,) = event.values
-            assert message.data == b""
             assert value.tensor.byte_size == tensor.numel() * 4
-            data = b""
-            while len(data) < value.tensor.byte_size:
-                chunk = next(stream)
-                assert not chunk.events
-                assert 0 < len(chunk.data) <= 1 << 20
-                data += chunk.data
-            assert data == bytes(to_data(tensor).data)
+            chunks = [message.data]
+            while sum(map(len, chunks)) < value.tensor.byte_size:
+                message = next(stream)
+                assert not message.events
+                chunks.append(message.data)
+            assert all(0 < len(chunk) <= 1 << 20 for chunk in chunks)
+            assert b"".join(chunks) == bytes(to_data(tensor).data)
+
+
+def test_small_tensors_come_together() -> None:
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])
+    with serving(model) as rpc:
+        stream, _ = armed(rpc, hooks=[1, 2], payload=event_pb2.PAYLOAD_TENSOR)
+        x = torch.randn(2, 3)
+        events: list[Any] = []
+        data = b""
+        messages = 0
+        for _ in range(20):
+            model(x)
+        while len(events) < 20 * 12:
+            message = next(stream)
+            events += message.events
+            data += message.data
+            messages += 1
+        assert len(data) == sum(value.tensor.byte_size for event in events for value in event.values)
+        first, last = bytes(to_data(x).data), bytes(to_data(model(x)).data)
+        assert (data[: len(first)], data[-len(last) :]) == (first, last)
+        assert messages < len(events) / 2
 
 
 def test_a_histogram_is_that_of_the_value_and_comes_with_its_statistics() -> None:

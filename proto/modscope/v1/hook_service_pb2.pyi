@@ -185,7 +185,7 @@ class WatchResponse(_message.Message):
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
-        """Events, oldest first. The tensors of a "tensor" payload follow in the next messages, in order."""
+        """Events, oldest first. The tensors of a "tensor" payload follow in `data`, from this message on, in order."""
 
     @_builtins.property
     def heartbeat(self) -> Global___WatchHeartbeat:

@@ -84,11 +84,13 @@ class ModuleRecord(NamedTuple):
     """Classes of the wrappers around it, outermost first."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatsRecord:
-    """A reduction of a tensor; mean, std, min, max and norm are over the finite elements."""
+class StatsRecord(NamedTuple):
+    """A reduction of a tensor; mean, std, min, max and norm are over the finite elements.
 
-    count: int
+    A tuple, since one is made for each value of each event.
+    """
+
+    count: int  # type: ignore[assignment]  # tuple.count, which nobody calls
     """All elements, nan and inf included."""
     mean: float | None
     """None where no element is finite."""

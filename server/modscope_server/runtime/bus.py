@@ -11,14 +11,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
+from modscope_server.runtime.drafts import Draft, DraftValue, HookEvent, HookValue, event_of
 
-from modscope.tensor import TensorData
-from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
-from modscope_server.inspection.statistics import Reduction
-from modscope_server.inspection.tensors import to_data
-
-__all__ = ["Counters", "Draft", "DraftValue", "HookEvent", "HookValue", "Overflow", "Subscription"]
+__all__ = ["Batch", "Counters", "Draft", "DraftValue", "HookEvent", "HookValue", "Overflow", "Subscription"]
 
 Overflow = Literal["drop_oldest", "drop_newest", "disconnect", "block"]
 
@@ -29,70 +24,13 @@ _CROWD_BYTES = 1 << 20
 """A batch is large enough at so many events, or bytes of tensors."""
 
 
-class DraftValue(NamedTuple):
-    """A value as a hook captured it: a reduction or a copy, still on the tensor's own device."""
+class Batch(NamedTuple):
+    """Events that a subscriber takes from its queue at one time."""
 
-    role: str
-    key: str
-    shape: tuple[int, ...] = ()
-    dtype: str | None = None
-    reduction: Reduction | None = None
-    copy: torch.Tensor | None = None
-    note: str = ""
-
-    @property
-    def size(self) -> int:
-        """Bytes that it holds on to."""
-        return 0 if self.copy is None else self.copy.numel() * self.copy.element_size()
-
-
-class Draft(NamedTuple):
-    """A firing of a hook, as it is published."""
-
-    step: int
-    model: str
-    path: str
-    raw_path: str
-    type: str
-    hook: str
-    call: int
-    recompute: bool
-    time: float
-    values: tuple[DraftValue, ...]
-
-
-class HookValue(NamedTuple):
-    """A value as a subscriber gets it, in host memory."""
-
-    role: str
-    """input, output, grad_input or grad_output."""
-    key: str
-    shape: tuple[int, ...]
-    dtype: str | None
-    stats: StatsRecord | None
-    tensor: TensorData | None
-    note: str
-    histogram: HistogramRecord | None = None
-    sample: SampleRecord | None = None
-
-
-class HookEvent(NamedTuple):
-    """A firing of a hook, as a subscriber gets it."""
-
-    seq: int
-    step: int
-    model: str
-    path: str
-    raw_path: str
-    type: str
-    hook: str
-    call: int
-    recompute: bool
-    time: float
-    """Unix seconds."""
-    values: tuple[HookValue, ...]
+    drafts: deque[tuple[int, Draft]]
+    """Sequence number and draft, oldest first. Who sends them takes them out, so that nothing is held."""
     dropped: int
-    """Events that the subscription had lost when this one was drained."""
+    """Events that the subscription had lost by then."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +76,7 @@ class Subscription:
         size = 0
         for value in draft.values:
             if value.copy is not None:
-                size += value.size
+                size += value.copy.nbytes
         with self._mutex:
             if self.ended is not None:
                 return
@@ -161,11 +99,8 @@ class Subscription:
         if is_crowded and not self._crowded.is_set():
             self._crowded.set()
 
-    def drain(self, timeout: float, limit: int = 512) -> list[HookEvent]:
-        """Events that wait, oldest first, at most `limit`; none where `timeout` seconds bring none.
-
-        Reductions and copies come over from their devices here, on the subscriber's thread.
-        """
+    def take(self, timeout: float, limit: int = 512) -> Batch:
+        """Drafts that wait, oldest first, at most `limit`; none where `timeout` seconds bring none."""
         if not self._queue and self.ended is None:
             self._wake.wait(timeout)
         with self._mutex:
@@ -177,7 +112,12 @@ class Subscription:
                     self._wake.clear()
                 if len(self._queue) < self._crowd and self._size < _CROWD_BYTES:
                     self._crowded.clear()
-        return [_event(sequence, draft, dropped) for sequence, draft, _ in taken]
+        return Batch(deque((sequence, draft) for sequence, draft, _ in taken), dropped)
+
+    def drain(self, timeout: float, limit: int = 512) -> list[HookEvent]:
+        """What `take` gives, as events with their values in host memory."""
+        drafts, dropped = self.take(timeout, limit)
+        return [event_of(sequence, draft, dropped) for sequence, draft in drafts]
 
     def linger(self) -> bool:
         """Let a batch gather, for a moment at most: who wakes for each event stops training for each.
@@ -203,16 +143,3 @@ class Subscription:
             self.ended = self.ended or reason
         self._wake.set()
         self._crowded.set()
-
-
-def _event(sequence: int, draft: Draft, dropped: int) -> HookEvent:
-    return HookEvent(sequence, *draft[:-1], tuple(map(_value, draft.values)), dropped)
-
-
-def _value(draft: DraftValue) -> HookValue:
-    role, key, shape, dtype, reduction, copy, note = draft
-    tensor = None if copy is None else to_data(copy)
-    if reduction is None:
-        return HookValue(role, key, shape, dtype, None, tensor, note)
-    stats = reduction.resolve()
-    return HookValue(role, key, shape, dtype, stats, tensor, note, reduction.histogram(), reduction.sample())

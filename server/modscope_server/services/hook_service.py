@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from modscope.v1 import hook_service_pb2
-from modscope.wire import Frame
+from modscope.wire import Encoded, Frame
 from modscope_server.errors import BadRequest
 from modscope_server.runtime.bus import Subscription
 from modscope_server.services import convert, interventions, watches
@@ -27,7 +27,9 @@ class HookServicer:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    def watch(self, request: hook_service_pb2.WatchRequest, call: Call) -> Iterator[Frame[_Response]]:
+    def watch(
+        self, request: hook_service_pb2.WatchRequest, call: Call
+    ) -> Iterator[Frame[_Response] | Frame[Encoded]]:
         """Arm a watch, then stream what it sees until it ends or its reader goes."""
         hooks = self._serving.hooks
         registered = self._serving.registry.get(request.model)
@@ -38,11 +40,11 @@ class HookServicer:
             yield Frame(_created(subscription))
             heartbeat = self._serving.config.limits.heartbeat
             while not subscription.finished:
-                events = subscription.drain(heartbeat)
+                batch = subscription.take(heartbeat)
                 if call.is_set():
                     return
-                yield from messages(events)
-                if events:
+                if batch.drafts:
+                    yield from messages(batch)
                     subscription.linger()
                 elif not subscription.finished:
                     yield Frame(_heartbeat(subscription, registered.step_count()))

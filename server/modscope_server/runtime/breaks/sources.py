@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import TypeAlias
 
 from torch.optim.optimizer import Optimizer
@@ -87,7 +86,7 @@ class Sources:
         key = (statistic.origin, statistic.selector)
         if key not in self._known:
             found = self._read(key)
-            self._known[key] = asdict(pool(found).resolve()) if found else None
+            self._known[key] = pool(found).resolve()._asdict() if found else None
             self._missing = self._missing - {key} if found else self._missing | {key}
         numbers = self._known[key]
         if numbers is None:

@@ -1,0 +1,95 @@
+"""What a hook publishes, and what a reader in this process makes of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from modscope.tensor import TensorData
+from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
+from modscope_server.inspection.statistics import Reduction
+from modscope_server.inspection.tensors import plain_data
+
+__all__ = ["Draft", "DraftValue", "HookEvent", "HookValue", "event_of"]
+
+
+class DraftValue(NamedTuple):
+    """A value as a hook captured it: a reduction or a copy, still on the tensor's own device."""
+
+    role: str
+    key: str
+    shape: tuple[int, ...] = ()
+    dtype: str | None = None
+    reduction: Reduction | None = None
+    copy: torch.Tensor | None = None
+    note: str = ""
+
+
+class _Fields(NamedTuple):
+    step: int
+    model: str
+    path: str
+    raw_path: str
+    type: str
+    hook: str
+    call: int
+    recompute: bool
+    time: float
+    """Unix seconds."""
+    values: tuple[DraftValue, ...]
+
+
+class Draft(_Fields):
+    """A firing of a hook, as it is published: one for all subscribers that want the same form of it."""
+
+    encoded: bytes | None = None
+    """What all of them are sent, once the first of them has encoded it."""
+
+
+class HookValue(NamedTuple):
+    """A value in host memory."""
+
+    role: str
+    """input, output, grad_input, grad_output, parameter, gradient or metric."""
+    key: str
+    shape: tuple[int, ...]
+    dtype: str | None
+    stats: StatsRecord | None
+    tensor: TensorData | None
+    note: str
+    histogram: HistogramRecord | None = None
+    sample: SampleRecord | None = None
+
+
+class HookEvent(NamedTuple):
+    """A firing of a hook, as one subscriber sees it."""
+
+    seq: int
+    step: int
+    model: str
+    path: str
+    raw_path: str
+    type: str
+    hook: str
+    call: int
+    recompute: bool
+    time: float
+    """Unix seconds."""
+    values: tuple[HookValue, ...]
+    dropped: int
+    """Events that the subscription had lost when this one was taken."""
+
+
+def event_of(sequence: int, draft: Draft, dropped: int) -> HookEvent:
+    """A draft with its values in host memory; where they lie on a device this waits for it."""
+    return HookEvent(sequence, *draft[:-1], tuple(map(_value, draft.values)), dropped)
+
+
+def _value(draft: DraftValue) -> HookValue:
+    role, key, shape, dtype, reduction, copy, note = draft
+    tensor = None if copy is None else plain_data(copy)
+    if reduction is None:
+        return HookValue(role, key, shape, dtype, None, tensor, note)
+    stats = reduction.resolve()
+    return HookValue(role, key, shape, dtype, stats, tensor, note, reduction.histogram(), reduction.sample())

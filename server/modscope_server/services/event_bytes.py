@@ -1,0 +1,142 @@
+"""Drafts -> the wire bytes of an Event, joined by hand.
+
+Everything but `seq` and `dropped` is the same for all subscribers of a form: it is encoded once, on the
+thread of whoever needs it first, and kept with the draft. What stays the same from step to step is encoded
+once for each module. tests/server/test_event_bytes.py holds these bytes against the generated class.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+from modscope import wire
+from modscope.fields import doubles, fresh_varint, integer, integers, message, real, tag, text, varint
+from modscope.v1 import event_pb2
+from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
+from modscope_server.inspection.tensors import dtype_name, nbytes
+from modscope_server.runtime.drafts import Draft, DraftValue
+from modscope_server.services.convert import HOOK_KINDS
+
+__all__ = ["common_part", "entry"]
+
+_ROLES: dict[str, event_pb2.Role.ValueType] = {
+    "input": event_pb2.ROLE_INPUT,
+    "output": event_pb2.ROLE_OUTPUT,
+    "grad_input": event_pb2.ROLE_GRAD_INPUT,
+    "grad_output": event_pb2.ROLE_GRAD_OUTPUT,
+    "parameter": event_pb2.ROLE_PARAMETER,
+    "gradient": event_pb2.ROLE_GRADIENT,
+    "metric": event_pb2.ROLE_METRIC,
+}
+
+# WatchResponse
+_EVENTS = tag(2, 2)
+# Event
+_SEQ, _STEP, _TIME, _VALUES = tag(1, 0), tag(2, 0), tag(8, 2), tag(9, 2)
+# Timestamp
+_NANOS = tag(2, 0)
+# ValueInfo
+_STATS = tag(5, 2)
+# Stats: mean, std, min, max, norm, each with its tag
+_MOMENTS = struct.Struct("<BdBdBdBdBd")
+
+
+def entry(sequence: int, draft: Draft, dropped: bytes) -> bytes:
+    """An event as it stands in a WatchResponse. `dropped`: that field, which a batch has in common."""
+    body = draft.encoded
+    if body is None:
+        body = draft.encoded = common_part(draft)
+    length = len(body) + len(dropped)
+    if not sequence:
+        return b"".join((_EVENTS, varint(length), body, dropped))
+    number = fresh_varint(sequence)
+    return b"".join((_EVENTS, varint(length + 1 + len(number)), body, _SEQ, number, dropped))
+
+
+def common_part(draft: Draft) -> bytes:
+    """All of an Event but `seq` and `dropped`. Values that lie on a device are waited for."""
+    step, model, path, raw_path, type, hook, call, recompute, time, values = draft
+    parts = [_module(model, path, raw_path, type, hook), _moment(time)]
+    if step:
+        parts += (_STEP, varint(step))
+    if call:
+        parts.append(integer(7, call))
+    if recompute:
+        parts.append(integer(12, 1))
+    for value in values:
+        body = _value(value)
+        parts += (_VALUES, varint(len(body)), body)
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1 << 14)
+def _module(model: str, path: str, raw_path: str, type: str, hook: str) -> bytes:
+    head = text(3, model) + text(4, path) + text(5, type)
+    return head + integer(6, HOOK_KINDS[hook]) + text(11, raw_path)
+
+
+def _moment(time: float) -> bytes:
+    seconds = int(time)
+    nanos = int((time - seconds) * 1e9)
+    part = integer(1, seconds)
+    if nanos:
+        part = b"".join((part, _NANOS, fresh_varint(nanos)))
+    return b"".join((_TIME, varint(len(part)), part))
+
+
+def _value(value: DraftValue) -> bytes:
+    role, key, shape, dtype, reduction, copy, note = value
+    head = _head(role, key, shape, dtype)
+    if reduction is None and copy is None:
+        return head + text(8, note) if note else head
+    parts = [head]
+    if reduction is not None:
+        stats = _stats(reduction.resolve())
+        parts += (_STATS, varint(len(stats)), stats)
+        histogram = None if reduction.buckets is None else reduction.histogram()
+        if histogram is not None:
+            parts.append(message(6, _histogram(histogram)))
+        sample = None if reduction.population is None else reduction.sample()
+        if sample is not None:
+            parts.append(message(9, _sample(sample)))
+    if copy is not None:
+        parts.append(_spec(dtype_name(copy), tuple(copy.shape), nbytes(copy)))
+    if note:
+        parts.append(text(8, note))
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1 << 12)
+def _head(role: str, key: str, shape: tuple[int, ...], dtype: str | None) -> bytes:
+    head = integer(1, _ROLES[role]) + text(2, key)
+    if dtype is None:
+        return head
+    return head + integers(3, shape) + text(4, dtype, presence=True)
+
+
+@lru_cache(maxsize=1 << 12)
+def _spec(dtype: str, shape: tuple[int, ...], size: int) -> bytes:
+    return message(7, wire.spec_of(dtype, shape, size).SerializeToString())
+
+
+def _stats(record: StatsRecord) -> bytes:
+    count, mean, std, low, high, norm, zeros, nan, inf = record
+    head = integer(1, count)
+    if mean is None or std is None or low is None or high is None or norm is None:
+        some = [real(number, value) for number, value in enumerate(record[1:6], 2) if value is not None]
+        moments = b"".join(some)
+    else:
+        moments = _MOMENTS.pack(0x11, mean, 0x19, std, 0x21, low, 0x29, high, 0x31, norm)
+    if not (zeros or nan or inf):
+        return head + moments
+    return b"".join((head, moments, integer(7, zeros), integer(8, nan), integer(9, inf)))
+
+
+def _histogram(record: HistogramRecord) -> bytes:
+    return doubles(1, record.edges) + integers(2, record.counts)
+
+
+def _sample(record: SampleRecord) -> bytes:
+    error = b"" if record.mean_error is None else real(2, record.mean_error)
+    return integer(1, record.elements) + error

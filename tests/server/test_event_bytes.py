@@ -1,0 +1,156 @@
+"""The bytes of an event, joined by hand, say exactly what the generated class would say."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modscope.fields import integer
+from modscope.v1 import event_pb2, hook_service_pb2
+from modscope_server.inspection.partial_sums import Part
+from modscope_server.inspection.records import HistogramRecord
+from modscope_server.inspection.statistics import Reduction, reduce
+from modscope_server.runtime.drafts import Draft, DraftValue
+from modscope_server.services.event_bytes import entry
+
+INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
+COUNT = st.integers(0, (1 << 53) - 1)
+KINDS = ("forward_pre", "forward", "backward_pre", "backward", "parameter", "gradient", "metric")
+ROLES = ("input", "output", "grad_input", "grad_output", "parameter", "gradient", "metric")
+TEXT = st.text(max_size=8)
+
+
+@st.composite
+def reductions(draw: st.DrawFn) -> Reduction:
+    finite = draw(st.integers(0, 1 << 40))
+    numbers = [draw(st.floats()) for _ in range(6)]
+    part = Part._make((finite, *numbers, draw(COUNT), draw(COUNT), draw(COUNT)))
+    edges = st.lists(st.floats(), min_size=1, max_size=5).map(tuple)
+    histogram = st.builds(HistogramRecord, edges, st.lists(COUNT, max_size=200).map(tuple))
+    population = draw(st.none() | st.integers(1 << 40, 1 << 41))
+    return Reduction(draw(COUNT), draw(st.booleans()), (part,), draw(st.none() | histogram), population)
+
+
+TENSORS = st.sampled_from(
+    [
+        torch.zeros(()),
+        torch.zeros(3, 0, dtype=torch.bfloat16),
+        torch.ones(200, 3, dtype=torch.complex64),
+        torch.ones(5, dtype=torch.bool),
+        torch.ones(2, 3).T,
+    ]
+)
+VALUES = st.builds(
+    DraftValue,
+    st.sampled_from(ROLES),
+    TEXT,
+    st.lists(COUNT, max_size=4).map(tuple),
+    st.none() | st.sampled_from(["", "float32", "bfloat16"]),
+    st.none() | reductions(),
+    st.none() | TENSORS,
+    TEXT,
+)
+DRAFTS = st.builds(
+    Draft,
+    INT64,
+    TEXT,
+    TEXT,
+    TEXT,
+    TEXT,
+    st.sampled_from(KINDS),
+    INT64,
+    st.booleans(),
+    st.floats(0, 4e9),
+    st.lists(VALUES, max_size=3).map(tuple),
+)
+
+
+def told(draft: Draft, sequence: int, dropped: int) -> event_pb2.Event:
+    """The event as the generated class is told it, field by field."""
+    seconds = int(draft.time)
+    event = event_pb2.Event(
+        seq=sequence,
+        step=draft.step,
+        model=draft.model,
+        path=draft.path,
+        type=draft.type,
+        hook=f"HOOK_KIND_{draft.hook.upper()}",  # type: ignore[arg-type]  # the name of an enum value
+        call=draft.call,
+        time={"seconds": seconds, "nanos": int((draft.time - seconds) * 1e9)},  # type: ignore[arg-type]
+        dropped=dropped,
+        raw_path=draft.raw_path,
+        recompute=draft.recompute,
+    )
+    for value in draft.values:
+        event.values.append(event_pb2.ValueInfo(**told_value(value)))
+    return event
+
+
+def told_value(value: DraftValue) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": f"ROLE_{value.role.upper()}", "key": value.key, "note": value.note}
+    if value.dtype is not None:
+        found |= {"shape": value.shape, "dtype": value.dtype}
+    if value.reduction is not None:
+        record, sample = value.reduction.resolve(), value.reduction.sample()
+        found["stats"] = {name: number for name, number in record._asdict().items() if number is not None}
+        histogram = value.reduction.histogram()
+        if histogram is not None:
+            found["histogram"] = {"edges": histogram.edges, "counts": histogram.counts}
+        if sample is not None:
+            error = {} if sample.mean_error is None else {"mean_error": sample.mean_error}
+            found["sample"] = {"elements": sample.elements, **error}
+    if value.copy is not None:
+        name = str(value.copy.dtype).removeprefix("torch.")
+        found["tensor"] = {
+            "dtype": f"DTYPE_{name.upper()}",
+            "dtype_name": name,
+            "shape": value.copy.shape,
+            "byte_size": value.copy.numel() * value.copy.element_size(),
+        }
+    return found
+
+
+def sent(draft: Draft, sequence: int, dropped: int) -> event_pb2.Event:
+    response = hook_service_pb2.WatchResponse.FromString(entry(sequence, draft, integer(10, dropped)))
+    (event,) = response.events
+    return event
+
+
+@given(DRAFTS, COUNT, COUNT)
+def test_the_bytes_say_what_the_generated_class_says(draft: Draft, sequence: int, dropped: int) -> None:
+    expected = told(draft, sequence, dropped)
+    got = sent(draft, sequence, dropped)
+    # Not ==, by which nan differs from itself.
+    assert got.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    assert len(entry(sequence, draft, integer(10, dropped))) == len(
+        hook_service_pb2.WatchResponse(events=[expected]).SerializeToString()
+    )
+
+
+def test_numbers_that_are_none_are_absent_and_others_are_not() -> None:
+    nothing = reduce(torch.tensor([math.nan, math.inf]))
+    zeros = reduce(torch.zeros(3))
+    values = tuple(DraftValue("output", "", (3,), "float32", reduction) for reduction in (nothing, zeros))
+    event = sent(Draft(0, "m", "p", "p", "T", "forward", 0, False, 0.0, values), 0, 0)
+    absent, present = (value.stats for value in event.values)
+    assert (absent.count, absent.nan, absent.inf) == (2, 1, 1)
+    for name in ("mean", "std", "min", "max", "norm"):
+        assert not absent.HasField(name)
+        assert present.HasField(name)
+        assert getattr(present, name) == 0.0
+
+
+def test_an_event_is_encoded_once_for_all_subscribers() -> None:
+    draft = Draft(1, "m", "p", "p", "T", "forward", 0, False, 0.0, ())
+    first = sent(draft, 5, 0)
+    kept = draft.encoded
+    second = sent(draft, 7, 2)
+    assert kept is not None
+    assert draft.encoded is kept
+    assert ((first.seq, first.dropped), (second.seq, second.dropped)) == ((5, 0), (7, 2))
+    first.seq, first.dropped = second.seq, second.dropped
+    assert first == second
