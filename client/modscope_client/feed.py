@@ -58,17 +58,20 @@ class Feed:
         armed: Callable[[Subscription], None] = lambda events: None,
         lost: Callable[[ModscopeError, float], None] = lambda error, seconds: None,
         resumed: Callable[[Subscription], None] = lambda events: None,
+        prepared: Callable[[Subscription], None] = lambda events: None,
     ) -> None:
         """Prepare it.
 
         connect: called for each connection, so that it finds the server anew. model: its name, or None
         for the only one. watch: arguments of RemoteModel.watch. wait: also wait for the first server.
         armed: told of each watch that begins; lost: why a connection ended, and in how many seconds
-        another is tried; resumed: told of a watch that goes on with another connection.
+        another is tried; resumed: told of a watch that goes on with another connection; prepared: given
+        each of both kinds before it is entered.
         """
         self._connect, self._sink, self._model = connect, sink, model
         self._watch = {"keep": _KEEP_SECONDS, **watch}
-        self._wait, self._armed, self._lost, self._resumed = wait, armed, lost, resumed
+        self._wait, self._armed, self._lost = wait, armed, lost
+        self._resumed, self._prepared = resumed, prepared
         self.published = 0
         """Events published to the watch, the dropped ones included."""
         self.dropped = 0
@@ -150,12 +153,16 @@ class Feed:
         """The watch whose connection has broken, where the server still has it; else a new one."""
         if self._broken is not None:
             with suppress(NotFound):
-                events = stack.enter_context(model.watch(resume=self._broken, resume_after=self._seq))
+                again = model.watch(resume=self._broken, resume_after=self._seq)
+                self._prepared(again)
+                events = stack.enter_context(again)
                 self._connections += 1
                 self._resumed(events)
                 return events
         self._broken = self._seq = None
-        events = stack.enter_context(model.watch(**self._watch))
+        watch = model.watch(**self._watch)
+        self._prepared(watch)
+        events = stack.enter_context(watch)
         with self._one_at_a_time:
             self._name = model.name
             self._connections += 1

@@ -26,6 +26,10 @@ def _ignore(message: object) -> None:
     """Nobody listens in."""
 
 
+def _nothing() -> None:
+    """Nobody waits for it."""
+
+
 def is_kept(request: hook_service_pb2.WatchRequest) -> bool:
     """Whether a watch goes on without its reader."""
     return bool(request.keep_seconds or request.resume)
@@ -103,8 +107,9 @@ class Progression:
     def _is_news(self, hook: HookInfo) -> bool:
         before = self.hooks.get((hook.path, hook.kind))
         self.hooks[hook.path, hook.kind] = hook
-        told = before and (before.state, before.reason, before.remedy)
-        return told != (hook.state, hook.reason, hook.remedy)
+        # A remedy counts what it costs, and does so all the time.
+        told = before and (before.state, before.reason, bool(before.remedy))
+        return told != (hook.state, hook.reason, bool(hook.remedy))
 
 
 class Watching:
@@ -113,6 +118,8 @@ class Watching:
     _progression: Progression | None = None
     noticed: Callable[[HookInfo], object] = staticmethod(_ignore)
     """Called with each hook whose state has changed, as it is now; set it before entering."""
+    settled: Callable[[], object] = staticmethod(_nothing)
+    """Called after the last `noticed` of those that one message brings."""
 
     @property
     def watch_id(self) -> str:
@@ -150,8 +157,11 @@ class Watching:
         return tuple(self._armed().hooks.values())
 
     def _take(self, message: Frame[hook_service_pb2.WatchResponse]) -> None:
-        for hook in self._armed().take(message):
+        news = self._armed().take(message)
+        for hook in news:
             self.noticed(hook)
+        if news:
+            self.settled()
 
     def _armed(self) -> Progression:
         if self._progression is None:

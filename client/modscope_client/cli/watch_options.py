@@ -1,11 +1,8 @@
-"""What the verbs that watch have in common: which modules, what of them, for how long."""
+"""What the verbs that watch have in common: which modules, what of them, when, and what gives way."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -13,24 +10,19 @@ import click
 from modscope_client.cli.arguments import MODULE_PATH, type_option
 from modscope_client.cli.settings import DURATION
 
-__all__ = ["INTERRUPTED", "limit_options", "stopped_after", "stopped_by_signals", "watch_options"]
+__all__ = ["limit_options", "watch_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-
-_HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
+_HOOKS = ("forward_pre", "forward", "backward_pre", "backward", "parameter", "gradient", "metric")
 _PAYLOADS = ("none", "stats", "histogram", "tensor")
-_WATCH = {
-    "glob": "glob",
-    "type_": "type",
-    "hooks": "hooks",
-    "payload": "payload",
-    "every": "every",
-    "sample": "sample",
-}
-"""What click calls an option -> what RemoteModel.watch calls it."""
+_PHASES = ("training", "evaluation")
+_OVERFLOWS = ("drop_oldest", "drop_newest", "disconnect", "block")
+_COUNT = click.IntRange(min=1)
+_STEP = click.IntRange(min=0)
+_ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+_NAMES = {"type_": "type"}
+"""What click calls an option -> what RemoteModel.watch calls it, where that is another name."""
 
 
 def watch_options(*, glob: str | None = None, payload: str = "stats") -> Callable[[F], F]:
@@ -38,23 +30,27 @@ def watch_options(*, glob: str | None = None, payload: str = "stats") -> Callabl
 
     glob: the default of GLOB; None where it must be given.
     """
+    options = [*_what(glob, payload), *_when(), *_pressure()]
 
     def decorate(verb: F) -> F:
-        def gathered(*arguments: Any, **options: Any) -> Any:
-            watch = {theirs: options.pop(ours) for ours, theirs in _WATCH.items()}
-            return verb(*arguments, watch=watch, **options)
+        def gathered(*arguments: Any, **given: Any) -> Any:
+            watch = {_NAMES.get(name, name): given.pop(name) for name in names}
+            return verb(*arguments, watch=watch, **given)
 
         gathered.__doc__ = verb.__doc__
-        gathered.__click_params__ = getattr(verb, "__click_params__", [])  # type: ignore[attr-defined]
+        others = getattr(verb, "__click_params__", [])
+        gathered.__click_params__ = list(others)  # type: ignore[attr-defined]
         made: Any = gathered
-        for option in reversed(_options(glob, payload)):
+        for option in reversed(options):
             made = option(made)
+        names = [parameter.name for parameter in made.__click_params__ if parameter not in others]
         return made  # type: ignore[no-any-return]
 
     return decorate
 
 
-def _options(glob: str | None, payload: str) -> list[Callable[[Any], Any]]:
+def _what(glob: str | None, payload: str) -> list[Callable[[Any], Any]]:
+    """Which modules, and how much of what they see."""
     return [
         click.argument("glob", type=MODULE_PATH)
         if glob is None
@@ -65,8 +61,10 @@ def _options(glob: str | None, payload: str) -> list[Callable[[Any], Any]]:
             "hooks",
             multiple=True,
             type=click.Choice(_HOOKS),
+            metavar="H",
             default=("forward",),
-            help="Which hooks.  [forward]",
+            help="forward_pre, forward, backward_pre or backward; at the end of a step parameter, gradient"
+            " or metric. May be given several times.  [forward]",
         ),
         click.option(
             "--payload",
@@ -75,59 +73,61 @@ def _options(glob: str | None, payload: str) -> list[Callable[[Any], Any]]:
             help=f"How much of each value.  [{payload}]",
         ),
         click.option(
-            "--every", type=click.IntRange(min=1), default=1, metavar="N", help="Only steps that N divides."
+            "--sample", type=_COUNT, metavar="N", help="Statistics of at most N elements of a tensor.  [all]"
         ),
         click.option(
-            "--sample",
-            type=click.IntRange(min=1),
+            "--index", default="", metavar="S", help="A part of each tensor, such as '[:, -1, :]'.  [all]"
+        ),
+        click.option(
+            "--dtype", metavar="D", help="Cast whole tensors on the server, such as to float16.  [their own]"
+        ),
+    ]
+
+
+def _when() -> list[Callable[[Any], Any]]:
+    """Which of the calls."""
+    return [
+        click.option("--every", type=_COUNT, default=1, metavar="N", help="Only steps that N divides."),
+        click.option("--start", type=_STEP, metavar="N", help="First step that is watched."),
+        click.option("--stop", type=_COUNT, metavar="N", help="First step that is watched no more."),
+        click.option("--first-call", is_flag=True, help="Only the first call of a module in a step."),
+        click.option(
+            "--phase",
+            type=click.Choice(_PHASES),
+            help="Only in training mode with gradients on, or only otherwise.  [both]",
+        ),
+        click.option(
+            "--max-rate",
+            type=_ABOVE_ZERO,
             metavar="N",
-            help="Statistics of at most N elements of a tensor.  [all]",
+            help="Leave out whole steps beyond N events a second, on average.",
+        ),
+    ]
+
+
+def _pressure() -> list[Callable[[Any], Any]]:
+    """What gives way where events come faster than they are taken."""
+    return [
+        click.option(
+            "--overflow",
+            type=click.Choice(_OVERFLOWS),
+            default="drop_oldest",
+            metavar="O",
+            help="Where the queue is full: drop_oldest, drop_newest, disconnect (end with an error),"
+            " block (training waits).  [drop_oldest]",
+        ),
+        click.option("--queue", type=_COUNT, metavar="N", help="How many events wait.  [the server's]"),
+        click.option(
+            "--block-ms",
+            type=_ABOVE_ZERO,
+            metavar="X",
+            help="With block: how long training waits at most in a step, where the server allows it.",
         ),
     ]
 
 
 def limit_options(verb: F) -> F:
     """`--count N` and `--duration TIME`, given to the verb as `count` and `duration`."""
-    count = click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many events.")
+    count = click.option("--count", type=_COUNT, metavar="N", help="End after so many events.")
     duration = click.option("--duration", type=DURATION, metavar="TIME", help="End after so long: 30s, 5m.")
     return count(duration(verb))
-
-
-@contextmanager
-def stopped_after(seconds: float | None, stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop`, in a thread of its own, when the time is over; None means never."""
-    if seconds is None:
-        yield
-        return
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop`, in a thread of its own, on Ctrl-C or SIGTERM; then exits with 128 + its number.
-
-    Unlike KeyboardInterrupt this never breaks into a write, so that files are whole. A second Ctrl-C is one.
-    """
-    seen: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-        threading.Thread(target=stop, daemon=True).start()
-
-    may = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM) if may}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if seen:
-        raise click.exceptions.Exit(128 + seen[0])

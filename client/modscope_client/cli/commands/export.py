@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from modscope_client.cli.endings import stopped_after, stopped_by_signals
+from modscope_client.cli.hook_notes import HookNotes
 from modscope_client.cli.messages import note, say
 from modscope_client.cli.settings import Settings
 from modscope_client.cli.text import plural
 from modscope_client.cli.verbs import Verb, VerbGroup
-from modscope_client.cli.watch_options import limit_options, stopped_after, stopped_by_signals, watch_options
+from modscope_client.cli.watch_options import limit_options, watch_options
 from modscope_client.sinks import make_sink, sink_names
 
 if TYPE_CHECKING:
@@ -46,10 +48,13 @@ class _Sinks(VerbGroup):
 def command() -> None:
     """Feed a monitoring tool from a watch.
 
-    Training never waits: events that come faster than they are taken are dropped, and counted. Where
-    the server goes, the watch is armed anew as soon as one answers at that address again.
+    Training never waits, unless --overflow block says so: events that come faster than they are taken are
+    dropped, and counted. Where the connection breaks, the watch goes on for 30 seconds and is resumed, and
+    what the server still holds is not lost. Where the server goes, it is armed anew as soon as one answers
+    at that address again.
 
-    Ends with 0 after --count or --duration, with 130 on Ctrl-C, with 143 on SIGTERM.
+    Ends with 0 after --count or --duration, with 130 on Ctrl-C, with 143 on SIGTERM, with 1 where
+    --overflow disconnect has ended it.
     """
 
 
@@ -126,6 +131,7 @@ def _run(
     from modscope_client.feed import Feed
 
     sink = make_sink(name, target)
+    notes = HookNotes()
     feed = Feed(
         settings.client,
         sink,
@@ -134,10 +140,13 @@ def _run(
         wait=wait,
         armed=lambda events: _say_armed(sink, events),
         lost=_say_lost,
+        resumed=lambda events: say("connected again; the watch has gone on meanwhile"),
+        prepared=notes.follow,
     )
     with stopped_by_signals(feed.stop):
         with stopped_after(duration, feed.stop):
             feed.run(count)
+        notes.sum_up(cut_short=True)
         say(_total(feed))
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from modscope_client.cli.arguments import OUTPUT_FILE
+from modscope_client.cli.endings import stopped_after, stopped_by_signals
 from modscope_client.cli.event_output import follow, stop, tally
+from modscope_client.cli.hook_notes import HookNotes
 from modscope_client.cli.messages import note, say
 from modscope_client.cli.settings import Settings
 from modscope_client.cli.text import byte_count, one_line, plural
 from modscope_client.cli.verbs import Verb
-from modscope_client.cli.watch_options import limit_options, stopped_after, stopped_by_signals, watch_options
+from modscope_client.cli.watch_options import limit_options, watch_options
 
 __all__ = ["command"]
 
@@ -47,12 +49,15 @@ def command(
         watched = model.watch(**watch)
         recorder = Recorder(file, model.info(), watched.request, count=count)
         watched.tap = recorder.take
+        notes = HookNotes()
+        notes.follow(watched)
         with watched as events, stopped_by_signals(lambda: stop(events)):
             with recorder, stopped_after(duration, lambda: stop(events)):
                 for text in events.notes:
                     note(text)
                 say(f"recording {plural(len(events.paths), 'module')}, from step {events.step:,}")
                 follow(events, lambda event: None, count, is_bounded=bool(count or duration))
+            notes.sum_up(cut_short=True)
             size = byte_count(os.path.getsize(file))
             held = plural(recorder.events, "event")
             say(f"{held} in {one_line(file)}, {size}; the watch had {tally(events)}")

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from modscope_client.cli.arguments import INPUT_FILE
+from modscope_client.cli.endings import INTERRUPTED
 from modscope_client.cli.event_output import event_writer, tally
+from modscope_client.cli.hook_notes import HookNotes
 from modscope_client.cli.messages import say
 from modscope_client.cli.settings import Settings
 from modscope_client.cli.text import plural
 from modscope_client.cli.verbs import Verb
-from modscope_client.cli.watch_options import INTERRUPTED
 
 if TYPE_CHECKING:
     from modscope_client.recording import Recording
@@ -54,9 +55,12 @@ def command(settings: Settings, /, file: str, into: tuple[str, str] | None, coun
 
 
 def _print(settings: Settings, recording: Recording, count: int | None) -> None:
+    notes = HookNotes()
+    notes.follow(recording)
     show = event_writer(settings.output, recording, recording.hooks, begun="recorded: {}")
     for event in itertools.islice(recording, count):
         show(event)
+    notes.sum_up(cut_short=True)
     if settings.output == "table" and count is None:
         say(tally(recording))
 

@@ -1,0 +1,101 @@
+"""What is said on stderr of hooks that are blind: when they turn so, when they see again, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from modscope_client.cli.messages import note
+from modscope_client.cli.text import one_line, path_text
+from modscope_client.errors import ModscopeError
+
+if TYPE_CHECKING:
+    from modscope_client.handles import RemoteModel
+    from modscope_client.subscription import Watching
+    from modscope_client.types import HookInfo
+
+__all__ = ["HookNotes"]
+
+_PATHS_SHOWN = 4
+_TOO_EARLY = "nothing tells yet why"
+
+
+class HookNotes:
+    """Follows the hooks of a watch, live or recorded, through all the connections that it has."""
+
+    def __init__(self, say: Callable[[str], object] = note) -> None:
+        """say: called with each text, of which the second line and those below list modules."""
+        self._say = say
+        self._latest: dict[tuple[str, str], HookInfo] = {}
+        self._blind: list[HookInfo] = []
+        self._partial: list[HookInfo] = []
+        self._back: list[HookInfo] = []
+
+    def follow(self, watch: Watching) -> None:
+        """Say what this watch tells of its hooks; called before it is entered."""
+        watch.noticed, watch.settled = self._notice, self._tell
+
+    def look(self, model: RemoteModel, watch: Watching) -> None:
+        """Ask once more how they are, while they stand: what the watch has told may be a second old."""
+        try:
+            hooks = model.hooks()
+        except ModscopeError:
+            return
+        self._latest |= {_key(hook): hook for hook in hooks if watch.watch_id in hook.watch_ids}
+
+    def sum_up(self, *, cut_short: bool = False) -> None:
+        """Say which have never fired, and why, and what compiled code has cost.
+
+        cut_short: whether the end came so early that only blind ones are worth a word.
+        """
+        silent = [hook for hook in self._latest.values() if not hook.fired]
+        if cut_short:
+            silent = [hook for hook in silent if hook.state == "blind"]
+        self._list(silent, "never fired", "never fired")
+        costs = dict.fromkeys(hook.remedy for hook in self._latest.values() if hook.remedy)
+        if costs:
+            self._say(f"compiled code has run as it was written, to be seen: {', '.join(costs)}")
+
+    def _notice(self, hook: HookInfo) -> None:
+        before = self._latest.get(_key(hook))
+        self._latest[_key(hook)] = hook
+        was_blind = before is not None and before.state == "blind"
+        is_told = before is not None and before.reason == hook.reason
+        if hook.state == "blind":
+            if not (was_blind and is_told):
+                self._blind.append(hook)
+        elif was_blind:
+            self._back.append(hook)
+        elif hook.reason and not is_told:
+            self._partial.append(hook)
+
+    def _tell(self) -> None:
+        """Say what one message has brought, hooks of the same reason together."""
+        self._list(self._blind, "is blind", "are blind")
+        self._list(self._partial, "does not see all", "do not see all")
+        self._list(self._back, "sees again", "see again")
+        for told in (self._blind, self._partial, self._back):
+            told.clear()
+
+    def _list(self, hooks: Iterable[HookInfo], does: str, do: str) -> None:
+        groups: dict[tuple[str, str], list[str]] = {}
+        for hook in hooks:
+            reason = hook.reason or (_TOO_EARLY if not hook.fired else "")
+            groups.setdefault((hook.kind, reason), []).append(path_text(hook.path))
+        for (kind, reason), paths in groups.items():
+            why = f": {one_line(reason)}" if reason else ""
+            if len(paths) == 1:
+                self._say(f"{paths[0]}: its {kind} hook {does}{why}")
+            else:
+                self._say(f"{len(paths):,} {kind} hooks {do}{why}\n  {_some(paths)}")
+
+
+def _key(hook: HookInfo) -> tuple[str, str]:
+    return hook.path, hook.kind
+
+
+def _some(paths: list[str]) -> str:
+    """The first of many."""
+    rest = len(paths) - _PATHS_SHOWN
+    shown = ", ".join(paths[:_PATHS_SHOWN])
+    return f"{shown} and {rest:,} more" if rest > 0 else shown
