@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,10 @@ class Watches:
         self._scripts = list(scripts)
         self.asked: list[hook_service_pb2.WatchRequest] = []
         self.stopped: list[str] = []
+        self.on_stop: Callable[[], object] = list
+        """Called where one is stopped."""
+        self.hooks: list[hook_service_pb2.HookInfo] = []
+        """What is listed, as long as nothing is stopped."""
 
     @contextmanager
     def served(self) -> Iterator[Endpoint]:
@@ -43,6 +47,7 @@ class Watches:
             rpcs.WATCH: self._watch,
             rpcs.STOP_WATCH: self._stop,
             rpcs.GET_MODEL: _model,
+            rpcs.LIST_HOOKS: self._list,
         }
         with serving(behaviours) as endpoint:
             yield endpoint
@@ -59,7 +64,11 @@ class Watches:
 
     def _stop(self, request: bytes, context: Any) -> hook_service_pb2.StopWatchResponse:
         self.stopped.append(hook_service_pb2.StopWatchRequest.FromString(request).watch_id)
+        self.on_stop()
         return hook_service_pb2.StopWatchResponse()
+
+    def _list(self, request: bytes, context: Any) -> hook_service_pb2.ListHooksResponse:
+        return hook_service_pb2.ListHooksResponse(hooks=[] if self.stopped else self.hooks)
 
 
 def _model(request: bytes, context: Any) -> model_service_pb2.GetModelResponse:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modscope_client.subscription import Subscription
     from modscope_client.types import Event
 
-__all__ = ["event_writer", "follow", "stop", "tally"]
+__all__ = ["event_writer", "follow", "stop", "tally", "watched_text"]
 
 
 def event_writer(
@@ -37,9 +37,17 @@ def event_writer(
         return lambda event: click.echo(f"---\n{yaml_text(event)}", nl=False)
     if output == "name":
         return lambda event: click.echo(one_line(event.path))
-    say(begun.format(f"{plural(len(watch.paths), 'module')} from step {watch.step:,}"))
+    say(begun.format(f"{watched_text(watch, hooks)} from step {watch.step:,}"))
     lines = EventLines(watch.paths, hooks)
     return lambda event: click.echo(lines.line(event))
+
+
+def watched_text(watch: Watched, hooks: Sequence[str]) -> str:
+    """What is watched, in a word or two."""
+    modules = plural(len(watch.paths), "module")
+    if "metric" not in hooks:
+        return modules
+    return "reported metrics" if set(hooks) == {"metric"} else f"{modules} and reported metrics"
 
 
 def follow(

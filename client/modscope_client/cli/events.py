@@ -13,10 +13,17 @@ __all__ = ["EventLines"]
 
 _WIDEST_PATH = 48
 _ELEMENTS_SHOWN = 6
+_DIGITS = 6
+"""Of a metric, which stands alone."""
+_BOUNDARY_HOOKS = ("parameter", "gradient", "metric")
+"""Those whose one value is what they are named after."""
 
 
 class EventLines:
-    """Draws events in columns whose widths the paths and kinds of a watch settle beforehand."""
+    """Draws events in columns whose widths the paths and kinds of a watch settle beforehand.
+
+    Parameters and metrics have longer names than the modules of a watch: their column widens as they come.
+    """
 
     def __init__(self, paths: Sequence[str], hooks: Sequence[str]) -> None:
         self._path_width = min(_WIDEST_PATH, max((len(path_text(path)) for path in paths), default=0))
@@ -24,23 +31,46 @@ class EventLines:
 
     def line(self, event: Event) -> str:
         """The event on one line: step, path, hook, then each value with what is known of it."""
+        path = path_text(event.path)
+        self._path_width = max(self._path_width, min(_WIDEST_PATH, len(path)))
         head = (
             styled(f"step {event.step:>6,}", dim=True),
-            styled(path_text(event.path).ljust(self._path_width), bold=True),
+            styled(path.ljust(self._path_width), bold=True),
             styled(event.hook.ljust(self._hook_width), fg="cyan"),
         )
         marks = [f"call {event.call}"] if event.call else []
         marks += ["recomputed"] if event.recompute else []
-        values = " | ".join(_value(value) for value in event.values)
+        shown = _value_alone if event.hook in _BOUNDARY_HOOKS else _value
+        values = " | ".join(map(shown, event.values))
         tail = [values, *(styled(mark, dim=True) for mark in marks)]
         return "  ".join((*head, *tail)).rstrip()
 
 
 def _value(value: ValueInfo) -> str:
     name = f"{value.role}.{one_line(value.key)}" if value.key else value.role
+    return f"{name} {_facts(value)}"
+
+
+def _value_alone(value: ValueInfo) -> str:
+    return _metric(value) if value.role == "metric" else _facts(value)
+
+
+def _metric(value: ValueInfo) -> str:
+    """The number itself, however it came; where it did not, its dtype."""
+    stats = value.stats
+    if stats is not None and (stats.nan or stats.inf):
+        return styled("nan" if stats.nan else "inf", fg="red", bold=True)
+    if stats is not None and stats.mean is not None:
+        return number(stats.mean, _DIGITS)
+    if value.array is not None and not isinstance(value.array, TensorData):
+        return number(value.array.item(), _DIGITS)
+    return _facts(value)
+
+
+def _facts(value: ValueInfo) -> str:
     if value.dtype is None:
-        return f"{name} {styled(one_line(value.note) or 'None', dim=True)}"
-    parts = [name, shape_text(value.shape), styled(value.dtype, dim=True)]
+        return styled(one_line(value.note) or "None", dim=True)
+    parts = [shape_text(value.shape), styled(value.dtype, dim=True)]
     if value.stats is not None:
         parts.append(_stats(value.stats))
     if value.histogram is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from modscope_client.cli.messages import note
-from modscope_client.cli.text import one_line, path_text
+from modscope_client.cli.text import hook_path, one_line
 from modscope_client.errors import ModscopeError
 
 if TYPE_CHECKING:
@@ -64,30 +64,31 @@ class HookNotes:
         if hook.state == "blind":
             if not (was_blind and is_told):
                 self._blind.append(hook)
-        elif was_blind:
+            return
+        if was_blind:
             self._back.append(hook)
-        elif hook.reason and not is_told:
+        if hook.reason and not is_told:
             self._partial.append(hook)
 
     def _tell(self) -> None:
         """Say what one message has brought, hooks of the same reason together."""
+        self._list(self._back, "sees again", "see again", why=False)
         self._list(self._blind, "is blind", "are blind")
         self._list(self._partial, "does not see all", "do not see all")
-        self._list(self._back, "sees again", "see again")
         for told in (self._blind, self._partial, self._back):
             told.clear()
 
-    def _list(self, hooks: Iterable[HookInfo], does: str, do: str) -> None:
+    def _list(self, hooks: Iterable[HookInfo], does: str, do: str, *, why: bool = True) -> None:
         groups: dict[tuple[str, str], list[str]] = {}
         for hook in hooks:
-            reason = hook.reason or (_TOO_EARLY if not hook.fired else "")
-            groups.setdefault((hook.kind, reason), []).append(path_text(hook.path))
+            reason = (hook.reason or _TOO_EARLY) if why else ""
+            groups.setdefault((hook.kind, reason), []).append(hook_path(hook.path, hook.kind))
         for (kind, reason), paths in groups.items():
-            why = f": {one_line(reason)}" if reason else ""
+            told = f": {one_line(reason)}" if reason else ""
             if len(paths) == 1:
-                self._say(f"{paths[0]}: its {kind} hook {does}{why}")
+                self._say(f"{paths[0]}: its {kind} hook {does}{told}")
             else:
-                self._say(f"{len(paths):,} {kind} hooks {do}{why}\n  {_some(paths)}")
+                self._say(f"{len(paths):,} {kind} hooks {do}{told}\n  {_some(paths)}")
 
 
 def _key(hook: HookInfo) -> tuple[str, str]:

@@ -87,6 +87,8 @@ _SHELL_WORDS = {
     "base_lr=True": "--base-lr",
     "group=N": "--group N",
     "reset_optimizer=False": "--keep-optimizer-state",
+    'block_ms above 0 with overflow "block"': "--block-ms with --overflow block",
+    'dtype with payload "tensor"': "--dtype with --payload tensor",
 }
 """What hints call things in Python -> what they are called here."""
 

@@ -9,6 +9,7 @@ __all__ = [
     "NOTHING",
     "age",
     "byte_count",
+    "hook_path",
     "human_count",
     "number",
     "one_line",
@@ -69,6 +70,11 @@ def one_line(text: str) -> str:
 def path_text(path: str) -> str:
     """A module path for a table; the root, whose path is empty, gets a name to look at."""
     return one_line(path) if path else "(root)"
+
+
+def hook_path(path: str, kind: str) -> str:
+    """The path of a hook for people: that of all metrics has none."""
+    return "(metrics)" if kind == "metric" and not path else path_text(path)
 
 
 def plural(count: int, noun: str, many: str = "") -> str:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from modscope_client.cli.render import View
 from modscope_client.cli.table import Column
-from modscope_client.cli.text import age, byte_count, human_count, number, one_line, path_text, shape_text
+from modscope_client.cli.text import (
+    age,
+    byte_count,
+    hook_path,
+    human_count,
+    number,
+    one_line,
+    path_text,
+    shape_text,
+)
 
 if TYPE_CHECKING:
     from modscope_client.cli.tree import TreeRow
@@ -204,14 +213,23 @@ def buffers_view(stats: bool) -> View[BufferInfo]:
     return View(columns=(*_TENSOR, *more, *_BUFFER), name=lambda t: t.path)
 
 
+def _hook_style(hook: HookInfo) -> str:
+    return {"blind": _ALARM, "fired": "green"}.get(hook.state, _DIM)
+
+
 HOOKS: View[HookInfo] = View(
     columns=(
-        Column("PATH", lambda h: path_text(h.path), style=_PATH, flexible=True),
+        Column("PATH", lambda h: hook_path(h.path, h.kind), style=_PATH, flexible=True),
         Column("HOOK", lambda h: h.kind, style=_TYPE),
-        Column("OWNER", lambda h: h.owner),
+        Column("OWNER", lambda h: h.owner, secondary=2),
+        Column("STATE", lambda h: h.state, style=_hook_style),
         Column("FIRED", lambda h: f"{h.fired:,}", right=True),
-        Column("LAST STEP", lambda h: "" if h.last_step is None else f"{h.last_step:,}", right=True),
-        Column("ID", lambda h: h.intervention_id or ", ".join(h.watch_ids), style=_DIM),
+        Column(
+            "LAST STEP", lambda h: "" if h.last_step is None else f"{h.last_step:,}", right=True, secondary=2
+        ),
+        Column("ID", lambda h: h.intervention_id or ", ".join(h.watch_ids), style=_DIM, secondary=1),
+        Column("REASON", lambda h: one_line(h.reason), flexible=True, optional=True),
+        Column("REMEDY", lambda h: one_line(h.remedy), style=_DIM, optional=True, secondary=3),
     ),
     name=lambda h: h.path,
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from modscope_client.cli.endings import stopped_after, stopped_by_signals
+from modscope_client.cli.event_output import watched_text
 from modscope_client.cli.hook_notes import HookNotes
 from modscope_client.cli.messages import note, say
 from modscope_client.cli.settings import Settings
@@ -138,7 +139,7 @@ def _run(
         model=settings.model,
         watch=watch,
         wait=wait,
-        armed=lambda events: _say_armed(sink, events),
+        armed=lambda events: _say_armed(sink, events, watch["hooks"]),
         lost=_say_lost,
         resumed=lambda events: say("connected again; the watch has gone on meanwhile"),
         prepared=notes.follow,
@@ -150,11 +151,10 @@ def _run(
         say(_total(feed))
 
 
-def _say_armed(sink: Sink, events: Subscription) -> None:
+def _say_armed(sink: Sink, events: Subscription, hooks: Sequence[str]) -> None:
     for text in events.notes:
         note(text)
-    modules = plural(len(events.paths), "module")
-    say(f"watching {modules} from step {events.step:,} into {sink.place}; Ctrl-C ends it")
+    say(f"watching {watched_text(events, hooks)} from step {events.step:,} into {sink.place}; Ctrl-C ends it")
 
 
 def _say_lost(error: ModscopeError, seconds: float) -> None:

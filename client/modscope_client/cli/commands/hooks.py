@@ -19,8 +19,11 @@ def command(settings: Settings) -> None:
     """List the hooks that modscope has put on a model.
 
     Those of watches go when nobody watches any more, those of interventions with these. Those of the
-    safe point, on the root alone, tell where a step begins and ends. An intervention that does
-    nothing is told of, with the reason.
+    safe point, on the root alone, tell where a step begins and ends.
+
+    A hook is armed while it is too early to say more, fired once it has, and blind where it should have
+    fired and has not, with the reason. A remedy is how it is made to fire in compiled code, and what that
+    has cost. An intervention that does nothing is told of, with the reason.
     """
     with settings.remote_model() as model:
         hooks = model.hooks()

@@ -9,7 +9,7 @@ import click
 
 from modscope_client.cli.arguments import OUTPUT_FILE
 from modscope_client.cli.endings import stopped_after, stopped_by_signals
-from modscope_client.cli.event_output import follow, stop, tally
+from modscope_client.cli.event_output import follow, stop, tally, watched_text
 from modscope_client.cli.hook_notes import HookNotes
 from modscope_client.cli.messages import note, say
 from modscope_client.cli.settings import Settings
@@ -55,7 +55,8 @@ def command(
             with recorder, stopped_after(duration, lambda: stop(events)):
                 for text in events.notes:
                     note(text)
-                say(f"recording {plural(len(events.paths), 'module')}, from step {events.step:,}")
+                what = watched_text(events, watch["hooks"])
+                say(f"recording {what}, from step {events.step:,}")
                 follow(events, lambda event: None, count, is_bounded=bool(count or duration))
             notes.sum_up(cut_short=True)
             size = byte_count(os.path.getsize(file))
