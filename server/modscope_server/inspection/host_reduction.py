@@ -38,7 +38,9 @@ def plain_values(t: torch.Tensor) -> Any:
         return None
     if t.layout is not torch.strided or t.is_nested or t.is_neg() or not t.is_contiguous():
         return None
-    return t.detach().numpy().reshape(-1)
+    if not t.untyped_storage().nbytes():
+        return None
+    return (t.detach() if t.requires_grad else t).numpy().reshape(-1)
 
 
 def plain_parts(values: Any) -> tuple[Part, ...]:

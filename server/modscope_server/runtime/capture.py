@@ -9,74 +9,91 @@ an in-place operation after the module stays legal (docs/decisions/0005).
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Sequence
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from modscope_server.inspection.values import named_tensors
-from modscope_server.runtime.bus import Draft, DraftValue
-from modscope_server.runtime.captured import Form, captured
-from modscope_server.runtime.gradients import Expected, GradientCollector, identity_views
-from modscope_server.runtime.sensors import in_backward
+from modscope_server.runtime.audience import NOBODY, Audience, Listeners, Sink
+from modscope_server.runtime.calls import Call, CallNumbers, OpenCalls, frames_of_raise, stands_for
+from modscope_server.runtime.captured import captured, value_in
+from modscope_server.runtime.drafts import Draft, DraftValue
+from modscope_server.runtime.gradients import Expected, GradientCollector, awaited, identity_views
 from modscope_server.runtime.uncopied import Uncopied
 from modscope_server.runtime.watch_spec import KINDS
-from modscope_server.runtime.windows import WatchWindow
 
 __all__ = ["KINDS", "ModuleTap", "Sink", "let_observers_follow"]
 
 _MOST_FAULTS = 3
 _LOG = logging.getLogger("modscope_server")
-_IN_PLACE = "in-place module: the gradient of its input cannot be had"
-
-
-class Sink(Protocol):
-    """A subscriber as a tap sees it."""
-
-    kinds: frozenset[str]
-    form: Form
-    window: WatchWindow
-
-    def publish(self, draft: Draft) -> None: ...
-
-
-class _Call:
-    """One forward of the module, from its pre-hook to its backward."""
-
-    __slots__ = ("index", "inputs", "recompute", "step")
-
-    def __init__(self, index: int, step: int, recompute: bool) -> None:
-        self.index = index
-        self.step = step
-        self.recompute = recompute
-        self.inputs: Sequence[tuple[str, torch.Tensor | None, int]] = ()
-        """Key, identity view and its version, of each tensor given to forward; held until forward returns."""
+_NO_BACKWARD = -1
+_STOPS_EARLY = "_StopRecomputationError"
+"""What torch.utils.checkpoint raises through a recomputed forward whose rest is not needed."""
+_backward_id = torch._C._current_graph_task_id
+_grad_enabled = torch.is_grad_enabled
+_is_compiling = torch.compiler.is_compiling
 
 
 class _Hook(Uncopied):
     """A callable on the module: harmless when copied or pickled, and it never raises."""
 
-    __slots__ = ("_act", "_tap")
+    __slots__ = ("_tap",)
 
-    def __init__(self, tap: ModuleTap, act: Callable[[ModuleTap, tuple[Any, ...]], Any]) -> None:
+    def __init__(self, tap: ModuleTap) -> None:
         self._tap = weakref.ref(tap)
-        self._act = act
+
+
+class _Before(_Hook):
+    """The pre-hook.
+
+    Both call signatures of torch are taken, because torch looks up whether a hook wants kwargs after it
+    has listed the hooks.
+    """
+
+    __slots__ = ()
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return None
         tap = self._tap()
-        if tap is None or tap.module() is not module or not tap.sinks:
+        if tap is None or not tap.sinks or not stands_for(module, tap.module()):
             return None
         try:
-            return self._act(tap, rest)
+            return tap.before(module, rest, sys._getframe(1))
         except Exception as error:
             tap.fault(error)
             return None
+
+
+class _After(_Hook):
+    """The post-hook, called where the module's call has raised, too."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if _is_compiling():
+            return
+        tap = self._tap()
+        if tap is None or not tap.sinks or not stands_for(module, tap.module()):
+            return
+        raised: Collection[int] = ()
+        try:
+            caller, error = sys._getframe(1), sys.exc_info()[1]
+            if error is not None:
+                raised = frames_of_raise(error, caller)
+            if raised:
+                tap.raised_in(module, output, error, raised)
+            else:
+                tap.after(module, output, caller)
+        except Exception as fault:
+            tap.fault(fault, raised=bool(raised))
 
 
 def let_observers_follow(hooks: dict[int, Any]) -> None:
@@ -88,7 +105,8 @@ def let_observers_follow(hooks: dict[int, Any]) -> None:
 class ModuleTap:
     """All that is observed at one module.
 
-    `sinks` is replaced, never mutated: a hook that runs keeps the tuple it has seen.
+    `sinks` is replaced, never mutated: a hook that runs keeps the audience that it has seen. Its hooks may
+    run on several threads at once.
     """
 
     def __init__(
@@ -100,7 +118,6 @@ class ModuleTap:
         self.raw_path = raw_path
         self.type = type(module).__name__
         self.sinks: tuple[Sink, ...] = ()
-        self._serving: dict[str, tuple[Sink, ...]] = dict.fromkeys(KINDS, ())
         self.fired = dict.fromkeys(KINDS, 0)
         self.last_step: dict[str, int] = {}
         self.calls = 0
@@ -108,56 +125,76 @@ class ModuleTap:
         """Of these, in grad mode."""
         self.differentiable = 0
         """Of these, with an output that requires grad; counted while gradients are watched."""
-        self.phases_seen: frozenset[str] = frozenset()
-        """"training", "evaluation", or both."""
         self.called_at: int | None = None
         """step_count at the last call."""
         self.raised = 0
         """Calls that an exception has ended."""
-        self._step = step
+        self.faults = 0
+        """Faults of modscope's own; after three nobody is served any more."""
+        self._trained = False
+        self._evaluated = False
+        self._audience = NOBODY
+        self._numbers = CallNumbers(step)
+        self._open = OpenCalls()
         self._in_place = bool(module.__dict__.get("inplace"))
         self._handles: dict[str, RemovableHandle] = {}
-        self._calls: list[_Call] = []
-        self._counted = (-1, 0)
-        self._recomputed = (-1, 0)
-        self.faults = 0
+        self._has_pre = False
+
+    @property
+    def phases_seen(self) -> frozenset[str]:
+        """ "training", "evaluation", or both: in which the module was called."""
+        seen = (("training", self._trained), ("evaluation", self._evaluated))
+        return frozenset(phase for phase, was_seen in seen if was_seen)
 
     def set_sinks(self, sinks: Iterable[Sink]) -> None:
         """Serve these subscribers: hooks that are needed come, hooks that are not go."""
-        self.sinks = tuple(sinks)
-        kinds = set().union(*(sink.kinds for sink in self.sinks))
-        backward = bool(kinds & {"backward_pre", "backward"})
-        self._serving = {kind: tuple(sink for sink in self.sinks if kind in sink.kinds) for kind in KINDS}
-        self._keep("pre", "forward_pre" in kinds or backward)
-        self._keep("post", "forward" in kinds or backward)
+        self._serve(tuple(sinks))
+        kinds = self._audience.kinds.keys()
+        self._keep("pre", bool(kinds & {"forward_pre", "backward"}))
+        self._keep("post", bool(kinds))
 
-    def fault(self, error: Exception) -> None:
-        """Count a fault of ours; after three the tap serves nobody any more."""
+    def fault(self, error: Exception, *, raised: bool = False) -> None:
+        """Count a fault of ours; after three the tap serves nobody any more.
+
+        Where the module's call has `raised`, torch walks over its hooks, and none may go.
+        """
         self.faults += 1
         _LOG.error("a hook of modscope failed at %r; training goes on", self.path, exc_info=error)
         if self.faults >= _MOST_FAULTS:
-            self.set_sinks(())
+            if raised:
+                self._serve(())
+            else:
+                self.set_sinks(())
+
+    def _serve(self, sinks: tuple[Sink, ...]) -> None:
+        self._audience = Audience(sinks)
+        self.sinks = sinks
 
     def _keep(self, place: str, wanted: bool) -> None:
         module = self.module()
         if wanted and place not in self._handles and module is not None:
             if place == "pre":
-                hook = _Hook(self, ModuleTap._before)
-                self._handles[place] = module.register_forward_pre_hook(hook, with_kwargs=True)
+                self._handles[place] = module.register_forward_pre_hook(_Before(self), with_kwargs=True)
+                self._has_pre = True
             else:
-                hook = _Hook(self, ModuleTap._after)
-                self._handles[place] = module.register_forward_hook(hook, with_kwargs=True)
+                self._handles[place] = module.register_forward_hook(_After(self), always_call=True)
         elif not wanted and place in self._handles:
             self._handles.pop(place).remove()
+            if place == "pre":
+                # What is open keeps its inputs alive, and nobody would end it.
+                self._has_pre, self._open = False, OpenCalls()
 
-    def _before(self, rest: tuple[Any, ...]) -> Any:
+    def before(self, module: nn.Module, rest: tuple[Any, ...], frame: FrameType) -> Any:
+        """The module is called. Gives what goes into forward instead, None where that stays as it is."""
         args, kwargs = rest if len(rest) == 2 else (rest[0], {})
-        call = self._begin()
-        self._calls.append(call)
-        sinks = self._wanting("forward_pre", call)
-        if sinks:
-            self._publish("forward_pre", call, sinks, "input", _arguments(args, kwargs))
-        if not torch.is_grad_enabled() or not self._wants_gradients(call):
+        call = self._begin(module)
+        self._open.begin(call, frame)
+        listeners = call.audience.kinds.get("forward_pre")
+        if listeners is not None:
+            self._publish("forward_pre", call, listeners, "input", _arguments(args, kwargs))
+        if call.left_out is not NOBODY:
+            call.left_out.leave_out("forward_pre")
+        if "backward" not in call.audience.kinds or not _grad_enabled():
             return None
         inputs = _arguments(args, kwargs)
         views: dict[int, torch.Tensor] = {}
@@ -169,41 +206,78 @@ class ModuleTap:
             return None
         return (args, kwargs) if len(rest) == 2 else args
 
-    def _after(self, rest: tuple[Any, ...]) -> None:
-        output = rest[-1]
-        call = self._calls.pop() if "pre" in self._handles and self._calls else self._begin()
-        sinks = self._wanting("forward", call)
-        if sinks:
-            self._publish("forward", call, sinks, "output", named_tensors(output))
-        if self._wants_gradients(call) and torch.is_grad_enabled():
-            outputs = named_tensors(output)
-            self._await_gradients("backward_pre", call, outputs, ())
-            self._await_gradients("backward", call, outputs, call.inputs)
+    def after(self, module: nn.Module, output: Any, frame: FrameType) -> None:
+        """The module has given `output`."""
+        call = self._open.end((id(frame),)) if self._has_pre else None
+        if call is None:
+            call = self._begin(module)
+        listeners = call.audience.kinds.get("forward")
+        if listeners is not None:
+            self._publish("forward", call, listeners, "output", named_tensors(output))
+        if call.left_out is not NOBODY:
+            call.left_out.leave_out("forward")
+        if self._audience.gradients and _grad_enabled():
+            self._await_gradients(call, named_tensors(output))
         call.inputs = ()
 
-    def _await_gradients(
+    def raised_in(
+        self, module: nn.Module, output: Any, error: BaseException | None, frames: Collection[int]
+    ) -> None:
+        """The call of the module has raised; `output` is there where a hook did so after forward."""
+        call = self._open.end(frames) or self._begin(module)
+        name = type(error).__name__
+        if call.recompute and name == _STOPS_EARLY:
+            return
+        self.raised += 1
+        listeners = call.audience.kinds.get("forward")
+        if listeners is not None:
+            note = f"forward raised {name}" if output is None else f"a hook after forward raised {name}"
+            self._send("forward", call, listeners, [captured("output", "", None, listeners.forms, note)])
+        if call.left_out is not NOBODY:
+            call.left_out.leave_out("forward")
+
+    def _begin(self, module: nn.Module) -> Call:
+        """Number a call within its step, and learn who wants it."""
+        recompute = _backward_id() != _NO_BACKWARD
+        step, index = self._numbers.next(recompute)
+        self.calls += 1
+        self.called_at = step
+        training = False
+        if _grad_enabled():
+            self.calls_with_grad += 1
+            training = module.training
+        if training:
+            self._trained = True
+        else:
+            self._evaluated = True
+        audience = self._audience
+        if audience.is_plain:
+            return Call(step, index, recompute, audience, NOBODY, audience)
+        wanting, left_out = audience.of_call(step, index, training, id(self))
+        return Call(step, index, recompute, wanting, left_out, audience)
+
+    def _await_gradients(self, call: Call, outputs: Sequence[tuple[str, torch.Tensor | None]]) -> None:
+        """Have the gradients of a call's outputs, and of its inputs, published as events."""
+        if not any(tensor is not None and tensor.requires_grad for _, tensor in outputs):
+            return
+        self.differentiable += 1
+        for kind in ("backward_pre", "backward"):
+            listeners = call.audience.kinds.get(kind)
+            if listeners is not None:
+                inputs = call.inputs if kind == "backward" else ()
+                self._collect(kind, call, listeners, awaited(outputs, inputs, self._in_place))
+            if call.left_out is not NOBODY:
+                call.left_out.leave_out(kind)
+
+    def _collect(
         self,
         kind: str,
-        call: _Call,
-        outputs: Sequence[tuple[str, torch.Tensor | None]],
-        inputs: Sequence[tuple[str, torch.Tensor | None, int]],
+        call: Call,
+        listeners: Listeners,
+        wanted: Sequence[tuple[Expected, torch.Tensor | None]],
     ) -> None:
-        """Have the gradients of a call's outputs, and of its inputs, published as one event."""
-        sinks = self._wanting(kind, call)
-        if not sinks or not any(tensor is not None and tensor.requires_grad for _, tensor in outputs):
-            return
-        awaited: list[tuple[Expected, torch.Tensor | None]] = []
-        for key, view, version in inputs:
-            spoiled = self._in_place or (view is not None and view._version != version)
-            awaited.append(
-                (Expected("grad_input", key, _IN_PLACE if spoiled else ""), None if spoiled else view)
-            )
-        for key, tensor in outputs:
-            differentiable = tensor is not None and tensor.requires_grad
-            awaited.append((Expected("grad_output", key), tensor if differentiable else None))
-        forms = {sink.form for sink in sinks}
-        expected = [what for what, _ in awaited]
-        tap = weakref.ref(self)
+        expected = [what for what, _ in wanted]
+        tap, forms = weakref.ref(self), listeners.forms
 
         def take(what: Expected, gradient: torch.Tensor) -> Any:
             living = tap()
@@ -216,48 +290,61 @@ class ModuleTap:
                     value or captured(what.role, what.key, None, forms, what.note)
                     for what, value in zip(expected, values, strict=True)
                 ]
-                living._guarded(living._send, kind, call, living._wanting(kind, call), found)
+                living._guarded(living._send, kind, call, listeners, found)
 
         collector = GradientCollector(expected, take, emit)
-        for index, (_, tensor) in enumerate(awaited):
+        for index, (_, tensor) in enumerate(wanted):
             if tensor is not None:
                 collector.watch(index, tensor)
 
     def _publish(
         self,
         kind: str,
-        call: _Call,
-        sinks: Sequence[Sink],
+        call: Call,
+        listeners: Listeners,
         role: str,
         values: Sequence[tuple[str, torch.Tensor | None]],
     ) -> None:
-        forms = {sink.form for sink in sinks}
-        self._send(kind, call, sinks, [captured(role, key, tensor, forms) for key, tensor in values])
+        form = listeners.only
+        if form is None:
+            found = [captured(role, key, tensor, listeners.forms) for key, tensor in values]
+            self._send(kind, call, listeners, found)
+        else:
+            wanted = tuple([value_in(form, role, key, tensor) for key, tensor in values])
+            self._give(kind, call, listeners.sinks, wanted)
+            self._told(kind, call, listeners)
 
     def _send(
-        self, kind: str, call: _Call, sinks: Sequence[Sink], found: Sequence[dict[Form, DraftValue]]
+        self, kind: str, call: Call, listeners: Listeners, found: Sequence[dict[Any, DraftValue]]
     ) -> None:
+        for form in listeners.forms:
+            sinks = [sink for sink in listeners.sinks if sink.form == form]
+            self._give(kind, call, sinks, tuple([value[form] for value in found]))
+        self._told(kind, call, listeners)
+
+    def _give(self, kind: str, call: Call, sinks: Sequence[Sink], values: tuple[DraftValue, ...]) -> None:
+        draft = Draft(
+            call.step,
+            self.model,
+            self.path,
+            self.raw_path,
+            self.type,
+            kind,
+            call.index,
+            call.recompute,
+            time.time(),
+            values,
+        )
+        is_as_then = call.asked is self._audience
+        for sink in sinks:
+            if is_as_then or sink in self.sinks:
+                sink.publish(draft)
+
+    def _told(self, kind: str, call: Call, listeners: Listeners) -> None:
         self.fired[kind] += 1
         self.last_step[kind] = call.step
-        moment = time.time()
-        drafts: dict[Form, Draft] = {}
-        for sink in sinks:
-            form = sink.form
-            if form not in drafts:
-                values = tuple([value[form] for value in found if form in value])
-                drafts[form] = Draft(
-                    call.step,
-                    self.model,
-                    self.path,
-                    self.raw_path,
-                    self.type,
-                    kind,
-                    call.index,
-                    call.recompute,
-                    moment,
-                    values,
-                )
-            sink.publish(drafts[form])
+        for rate in listeners.rates:
+            rate.count(True)
 
     def _guarded(self, act: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -265,30 +352,6 @@ class ModuleTap:
         except Exception as error:
             self.fault(error)
             return None
-
-    def _begin(self) -> _Call:
-        """Number this call within its step."""
-        step, recompute = self._step(), in_backward()
-        counted, index = self._recomputed if recompute else self._counted
-        if counted != step:
-            index = 0
-            self._calls.clear()
-        if recompute:
-            self._recomputed = (step, index + 1)
-        else:
-            self._counted = (step, index + 1)
-        return _Call(index, step, recompute)
-
-    def _wanting(self, kind: str, call: _Call) -> list[Sink]:
-        """The subscribers of this kind of hook that want this step."""
-        sinks = self._serving[kind]
-        return [sink for sink in sinks if sink.window.wants_step(call.step)] if sinks else []
-
-    def _wants_gradients(self, call: _Call) -> bool:
-        serving = self._serving
-        if not serving["backward_pre"] and not serving["backward"]:
-            return False
-        return bool(self._wanting("backward_pre", call) or self._wanting("backward", call))
 
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, torch.Tensor | None]]:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import torch
 
+from modscope_server.errors import NotMaterialized
 from modscope_server.inspection.statistics import Reduction, reduce
-from modscope_server.inspection.tensors import dtype_name, unreadable_reason
-from modscope_server.runtime.bus import DraftValue
+from modscope_server.inspection.tensors import dtype_name, shape_of, unreadable_reason
+from modscope_server.runtime.drafts import DraftValue
+from modscope_server.runtime.parts import Unfit, copied, part_of
 
-__all__ = ["Form", "captured"]
+__all__ = ["Form", "captured", "value_in"]
 
 
 class Form(NamedTuple):
@@ -32,23 +34,27 @@ def captured(
     role: str, key: str, tensor: torch.Tensor | None, forms: AbstractSet[Form], note: str = ""
 ) -> dict[Form, DraftValue]:
     """The value in each of the forms; without a tensor, `note` says why."""
-    if tensor is None:
-        return {form: DraftValue(role, key, note=note) for form in forms}
-    shape, dtype = tuple(tensor.shape), dtype_name(tensor)
-    unreadable = unreadable_reason(tensor)
-    if unreadable:
-        return {form: DraftValue(role, key, shape, dtype, note=unreadable) for form in forms}
-    found = {}
     # Histograms first: statistics come with them.
-    for form in sorted(forms) if len(forms) > 1 else forms:
-        payload, sample = form.payload, form.sample
+    ordered = sorted(forms) if len(forms) > 1 else forms
+    return {form: value_in(form, role, key, tensor, note) for form in ordered}
+
+
+def value_in(form: Form, role: str, key: str, tensor: torch.Tensor | None, note: str = "") -> DraftValue:
+    """The value in one form; without a tensor, `note` says why."""
+    if tensor is None:
+        return DraftValue(role, key, (), None, None, None, note)
+    payload = form[0]
+    try:
+        if payload == "stats" or payload == "histogram":
+            reduction, copy = _reduced(tensor, payload == "histogram", form[1], form[2]), None
+        else:
+            reduction, note = None, unreadable_reason(tensor)
+            copy = copied(tensor, form[2], form[3]) if payload == "tensor" and not note else None
+    except (NotMaterialized, Unfit) as error:
         reduction = copy = None
-        if payload == "tensor":
-            copy = tensor.detach().clone()
-        elif payload != "none":
-            reduction = _reduced(tensor, payload == "histogram", sample)
-        found[form] = DraftValue(role, key, shape, dtype, reduction, copy)
-    return found
+        note = unreadable_reason(tensor) or str(error)
+    shape = shape_of(tensor) if note else tuple(tensor.shape)
+    return DraftValue(role, key, shape, dtype_name(tensor), reduction, copy, note)
 
 
 class _Last(threading.local):
@@ -56,15 +62,14 @@ class _Last(threading.local):
 
     tensor: weakref.ref[torch.Tensor] | None = None
     version = 0
-    sample = 0
-    histogram = False
-    reduction: Reduction | None = None
+    known: dict[tuple[str, int], tuple[Reduction, bool]]
+    """By index and sample; and whether it has a histogram."""
 
 
 _LAST = _Last()
 
 
-def _reduced(tensor: torch.Tensor, histogram: bool, sample: int) -> Reduction:
+def _reduced(tensor: torch.Tensor, histogram: bool, sample: int, index: str) -> Reduction:
     """The reduction of a tensor, from the hook before where that saw the same one.
 
     A module often gives on what its last child gave, or takes what the one before gave. Whether a tensor is
@@ -72,13 +77,13 @@ def _reduced(tensor: torch.Tensor, histogram: bool, sample: int) -> Reduction:
     by neither.
     """
     if tensor.is_inference():
-        return reduce(tensor, histogram=histogram, sample=sample)
+        return reduce(part_of(tensor, index) if index else tensor, histogram=histogram, sample=sample)
     last, version = _LAST, tensor._version
-    is_known = last.tensor is not None and last.tensor() is tensor and last.version == version
-    if is_known and last.sample == sample and (last.histogram or not histogram):
-        assert last.reduction is not None
-        return last.reduction if histogram or not last.histogram else last.reduction._replace(buckets=None)
-    reduction = reduce(tensor, histogram=histogram, sample=sample)
-    last.tensor, last.version = weakref.ref(tensor), version
-    last.sample, last.histogram, last.reduction = sample, histogram, reduction
+    if last.tensor is None or last.tensor() is not tensor or last.version != version:
+        last.tensor, last.version, last.known = weakref.ref(tensor), version, {}
+    found = last.known.get((index, sample))
+    if found is not None and (found[1] or not histogram):
+        return found[0] if histogram or not found[1] else found[0]._replace(buckets=None)
+    reduction = reduce(part_of(tensor, index) if index else tensor, histogram=histogram, sample=sample)
+    last.known[index, sample] = reduction, histogram
     return reduction

@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Expected", "GradientCollector", "identity_views"]
+__all__ = ["Expected", "GradientCollector", "awaited", "identity_views"]
+
+_IN_PLACE = "in-place module: the gradient of its input cannot be had"
+_NONE = -1
+"""torch's number of the backward that runs, where none does."""
 
 
 class Expected(NamedTuple):
@@ -51,7 +55,7 @@ class GradientCollector:
     def _renew(self) -> None:
         self._values: list[Any] = [None] * len(self._expected)
         self._missing = self._awaited
-        self._begun = False
+        self._backward = _NONE
 
     def watch(self, index: int, tensor: torch.Tensor) -> None:
         """Await the gradient of `tensor` as the expected value at `index`."""
@@ -60,8 +64,11 @@ class GradientCollector:
         self._missing += 1
 
     def _came(self, index: int, gradient: torch.Tensor) -> None:
-        if not self._begun:
-            self._begun = True
+        backward = torch._C._current_graph_task_id()
+        if self._backward != backward:
+            # Of a backward that has raised nothing comes any more.
+            self._renew()
+            self._backward = backward
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         if self._values[index] is None:
             self._missing -= 1
@@ -70,11 +77,31 @@ class GradientCollector:
             self._finish()
 
     def _finish(self) -> None:
-        if self._begun:
+        if self._backward != _NONE:
             values = self._values
             # A graph that is kept may be walked again: the next backward is another event.
             self._renew()
             self._emit(values)
+
+
+def awaited(
+    outputs: Sequence[tuple[str, torch.Tensor | None]],
+    inputs: Sequence[tuple[str, torch.Tensor | None, int]],
+    in_place: bool,
+) -> list[tuple[Expected, torch.Tensor | None]]:
+    """The values of a backward event, each with the tensor whose gradient it is, where that can come.
+
+    `inputs` have the version of each identity view as it was handed to forward: one that forward has
+    changed in place tells of the changed value, and `in_place` modules do that to all.
+    """
+    found: list[tuple[Expected, torch.Tensor | None]] = []
+    for key, view, version in inputs:
+        spoiled = in_place or (view is not None and view._version != version)
+        found.append((Expected("grad_input", key, _IN_PLACE if spoiled else ""), None if spoiled else view))
+    for key, tensor in outputs:
+        differentiable = tensor is not None and tensor.requires_grad
+        found.append((Expected("grad_output", key), tensor if differentiable else None))
+    return found
 
 
 def identity_views(value: Any, views: dict[int, torch.Tensor], depth: int = 0) -> Any:

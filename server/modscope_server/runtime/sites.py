@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from modscope_server.inspection.alterations import Alteration, Unfit, altered
 from modscope_server.inspection.places import NoSuchPlace, only_key, replaced, tensor_at_key
 from modscope_server.inspection.records import Located
+from modscope_server.runtime.calls import stands_for
 from modscope_server.runtime.capture import let_observers_follow
 from modscope_server.runtime.sensors import in_backward
 from modscope_server.runtime.uncopied import Uncopied
@@ -71,7 +72,7 @@ class _Hook(Uncopied):
         if torch.compiler.is_compiling():
             return None
         site = self._site
-        if site.module() is not module or os.getpid() != self._pid:
+        if not stands_for(module, site.module()) or os.getpid() != self._pid:
             return None
         try:
             return site.act(rest)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.slices import parse_index
 from modscope_server.runtime.bus import Overflow
+from modscope_server.runtime.parts import cast_target
 
 __all__ = ["BOUNDARY_KINDS", "KINDS", "Payload", "Phase", "WatchSpec"]
 
@@ -23,7 +24,7 @@ BOUNDARY_KINDS = ("parameter", "gradient", "metric")
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSpec:
-    """What a subscriber asks for. Raises BadRequest for what has no meaning."""
+    """What a subscriber asks for. Raises BadRequest for what has no meaning, UnknownDtype."""
 
     glob: str = "*"
     type: str = ""
@@ -105,6 +106,8 @@ class WatchSpec:
             raise BadRequest(
                 f"payload {self.payload} is not cast", hint='give dtype with payload "tensor"', field="dtype"
             )
+        if self.dtype:
+            cast_target(self.dtype)
         if (self.overflow == "block") != (self.block_ms > 0):
             raise BadRequest(
                 f"overflow {self.overflow} with a bound of {self.block_ms:g} ms",

@@ -1,0 +1,96 @@
+"""Who listens at a module: worked out when subscribers come and go, so that a call has little left to do."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from modscope_server.runtime.captured import Form
+from modscope_server.runtime.drafts import Draft
+from modscope_server.runtime.rates import Rate
+from modscope_server.runtime.watch_spec import KINDS
+from modscope_server.runtime.windows import WatchWindow
+
+__all__ = ["NOBODY", "Audience", "Listeners", "Sink"]
+
+_REMEMBERED = 64
+
+
+class Sink(Protocol):
+    """A subscriber as a tap sees it."""
+
+    kinds: frozenset[str]
+    form: Form
+    window: WatchWindow
+
+    def publish(self, draft: Draft) -> None: ...
+
+
+class Listeners(NamedTuple):
+    """The subscribers to one kind of hook."""
+
+    sinks: tuple[Sink, ...]
+    forms: frozenset[Form]
+    only: Form | None
+    """What they want, where all want the same."""
+    rates: tuple[Rate, ...]
+    """Whose events are counted."""
+
+
+class Audience:
+    """Some subscribers at one module, by the kind of hook."""
+
+    __slots__ = ("_parts", "gradients", "is_plain", "kinds", "sinks")
+
+    def __init__(self, sinks: tuple[Sink, ...]) -> None:
+        self.sinks = sinks
+        self.kinds = {kind: listeners for kind in KINDS if (listeners := _listeners(sinks, kind))}
+        self.is_plain = all(sink.window.is_plain for sink in sinks)
+        """Whether they want each firing."""
+        self.gradients = "backward" in self.kinds or "backward_pre" in self.kinds
+        self._parts: dict[tuple[Sink, ...], Audience] = {}
+
+    def of_call(self, step: int, call: int, training: bool, source: int) -> tuple[Audience, Audience]:
+        """Those who want this call of the module `source`, and those whose rate leaves it out."""
+        wanting: list[Sink] = []
+        left_out: list[Sink] = []
+        for sink in self.sinks:
+            window = sink.window
+            if window.is_plain:
+                wanting.append(sink)
+            elif window.covers(step, call, training):
+                rate = window.rate
+                admitted = rate is None or rate.admits(step, call, training, source)
+                (wanting if admitted else left_out).append(sink)
+        return self._part(wanting), self._part(left_out)
+
+    def leave_out(self, kind: str) -> None:
+        """Count a firing that they do not get."""
+        listeners = self.kinds.get(kind)
+        if listeners is not None:
+            for rate in listeners.rates:
+                rate.count(False)
+
+    def _part(self, sinks: list[Sink]) -> Audience:
+        if not sinks:
+            return NOBODY
+        if len(sinks) == len(self.sinks):
+            return self
+        key = tuple(sinks)
+        found = self._parts.get(key)
+        if found is None:
+            if len(self._parts) >= _REMEMBERED:
+                self._parts = {}
+            found = self._parts[key] = Audience(key)
+        return found
+
+
+def _listeners(sinks: tuple[Sink, ...], kind: str) -> Listeners | None:
+    wanting = tuple(sink for sink in sinks if kind in sink.kinds)
+    if not wanting:
+        return None
+    forms = frozenset(sink.form for sink in wanting)
+    rates = tuple(sink.window.rate for sink in wanting if sink.window.rate is not None)
+    return Listeners(wanting, forms, wanting[0].form if len(forms) == 1 else None, rates)
+
+
+NOBODY = Audience(())
