@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims import CLAIMS, measured
+from benchmarks.claims import CLAIMS, chosen, measured
 from benchmarks.measure import Row
 
 __all__ = ["main"]
@@ -28,18 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 where a bar does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(CLAIMS)} (default: all)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"which of {', '.join(CLAIMS)} (default: all); watch means all that begin with it",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes and few pairs: shows that it runs")
     parser.add_argument(
         "--json", type=Path, default=_RESULTS, metavar="FILE", help="where to write the results"
     )
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in CLAIMS]
-    if unknown:
-        parser.error(f"no benchmark {unknown[0]!r}: choose from {', '.join(CLAIMS)}")
+    try:
+        names = chosen(options.names)
+    except ValueError as error:
+        parser.error(str(error))
     rows: list[Row] = []
-    for name in options.names or CLAIMS:
+    for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         began = time.monotonic()
         rows += measured(name, quick=options.quick)
@@ -62,7 +66,9 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    if row.pairs:
+    if row.verdict == "absent":
+        measured, spread = "", ""
+    elif row.pairs:
         measured, spread = f"{row.value:.3f}x", f"{row.low:.3f} .. {row.high:.3f} ({row.width:.1%})"
     else:
         measured, spread = f"{row.value:.0f} {row.unit}", ""
@@ -80,7 +86,16 @@ def _report(rows: Sequence[Row], quick: bool) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "grpcio", "protobuf", "numpy", "modscope")},
         },
-        "rows": [{**asdict(row), "width": row.width, "verdict": row.verdict} for row in rows],
+        "rows": [_fields(row) for row in rows],
+    }
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    """What JSON can hold of a row: null where there is no number."""
+    fields = {**asdict(row), "width": row.width, "verdict": row.verdict}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in fields.items()
     }
 
 

@@ -1,14 +1,33 @@
-"""Pairs measured side by side, their median ratio, its interval, and whether a bar holds."""
+"""Things measured in turns, their median ratio, its interval, and whether a bar holds."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-__all__ = ["MAX_WIDTH", "Bar", "Effort", "Pairs", "Row", "interval", "measure", "quantity", "ratio"]
+__all__ = [
+    "MAX_WIDTH",
+    "Bar",
+    "Effort",
+    "Pairs",
+    "Row",
+    "Turns",
+    "absent",
+    "added",
+    "compared",
+    "in_turns",
+    "interval",
+    "measure",
+    "quantity",
+    "ratio",
+]
+
+Turns: TypeAlias = "dict[str, list[float]]"
+"""Measurements of several things, by name. Element i of all belongs together."""
 
 MAX_WIDTH = 0.02
 """Widest interval, as a share of the median, under which a bar that lies inside it is decided."""
@@ -60,7 +79,7 @@ class Row:
 
     name: str
     value: float
-    """Median ratio, or a quantity."""
+    """Median ratio, or a quantity; NaN where it could not be measured."""
     unit: str
     """"x" for a ratio, else the unit of the quantity."""
     low: float
@@ -80,11 +99,13 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """yes, no or noisy; "" without a bar.
+        """yes, no or noisy; absent where it could not be measured; "" without a bar.
 
         Where the bar lies outside the interval the matter is clear. Where it lies inside, it holds
         if the interval is at most 2 % wide, and otherwise the machine was too noisy to tell.
         """
+        if math.isnan(self.value):
+            return "absent"
         if self.bar is None:
             return ""
         low, high = self.bar.holds(self.low), self.bar.holds(self.high)
@@ -126,25 +147,59 @@ def quantity(name: str, value: float, unit: str, *, bar: Bar | None, detail: str
     return Row(name, value, unit, value, value, bar, 0, detail)
 
 
+def absent(name: str, why: str, *, bar: Bar | None = None) -> Row:
+    """The row for what cannot be measured here, such as a peer that is not installed."""
+    return Row(name, math.nan, "x", math.nan, math.nan, bar, 0, why)
+
+
+def compared(name: str, turns: Turns, ours: str, peer: str, bar: Bar | None) -> Row:
+    """The row for the seconds of one thing over those of another."""
+    one, other = (statistics.median(turns[side]) * 1e3 for side in (ours, peer))
+    pairs = Pairs(turns[ours], turns[peer])
+    return ratio(name, pairs, bar=bar, detail=f"{one:.2f} beside {other:.2f} ms")
+
+
+def added(name: str, turns: Turns, ours: str, peer: str, base: str, bar: Bar | None) -> Row:
+    """The row for what one thing adds to the base, over what another adds to it.
+
+    A turn in which the other added nothing tells nothing: it counts as the worst.
+    """
+    extra = {
+        side: [value - plain for value, plain in zip(turns[side], turns[base], strict=True)]
+        for side in (ours, peer)
+    }
+    ratios = [a / b if b > 0 else math.inf for a, b in zip(extra[ours], extra[peer], strict=True)]
+    low, high = interval(ratios)
+    one, other = (statistics.median(extra[side]) * 1e3 for side in (ours, peer))
+    detail = f"{one:+.2f} beside {other:+.2f} ms"
+    return Row(name, statistics.median(ratios), "x", low, high, bar, len(ratios), detail)
+
+
 def measure(ours: Callable[[], float], peer: Callable[[], float], effort: Effort) -> Pairs:
-    """Measure both in turns, the first of a pair alternating, until the interval of ours / peers is
-    narrow enough or the effort is spent. The first pair warms up and is left out."""
-    pairs = Pairs([], [])
-    ours(), peer()
-    ends = time.monotonic() + effort.seconds
-    while len(pairs.ours) < effort.most:
-        if len(pairs.ours) % 2:
-            peers_value = peer()
-            pairs.ours.append(ours())
-            pairs.peers.append(peers_value)
-        else:
-            pairs.ours.append(ours())
-            pairs.peers.append(peer())
-        if len(pairs.ours) >= effort.least and (
-            time.monotonic() > ends or ratio("", pairs, bar=None, detail="").width <= effort.width
+    """Measure both in turns until the interval of ours / peers is narrow enough or the effort is spent."""
+    turns = in_turns({"ours": ours, "peer": peer}, effort)
+    return Pairs(turns["ours"], turns["peer"])
+
+
+def in_turns(sides: Mapping[str, Callable[[], float]], effort: Effort) -> Turns:
+    """Measure all in turns, each time another first, until the interval of the first over the second is
+    narrow enough or the effort is spent. The first turn warms up and is left out."""
+    names = list(sides)
+    turns: Turns = {name: [] for name in names}
+    for name in names:
+        sides[name]()
+    ours, peer = names[:2]
+    ends, count = time.monotonic() + effort.seconds, 0
+    while count < effort.most:
+        first = count % len(names)
+        for name in names[first:] + names[:first]:
+            turns[name].append(sides[name]())
+        count += 1
+        if count >= effort.least and (
+            time.monotonic() > ends or compared("", turns, ours, peer, None).width <= effort.width
         ):
             break
-    return pairs
+    return turns
 
 
 def _share(count: int, heads: int) -> float:

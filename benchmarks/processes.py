@@ -1,7 +1,7 @@
 """Processes that take part in a measurement, and their memory.
 
-A child says one line of JSON when it is ready, then answers each word on its standard input with
-another, and ends when its standard input does.
+A child says one line of JSON when it is ready, then answers each line on its standard input, a word
+and its arguments, with another, and ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Child:
         self.hello = self._read()
         """What it said when it was ready."""
 
-    def ask(self, word: str) -> Any:
-        """Its answer to a word."""
+    def ask(self, word: str, *arguments: Any) -> Any:
+        """Its answer to a word and its arguments, which JSON can carry."""
         assert self._process.stdin is not None
-        self._process.stdin.write(word + "\n")
+        self._process.stdin.write(json.dumps([word, *arguments]) + "\n")
         self._process.stdin.flush()
         return self._read()
 
@@ -55,6 +55,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -72,11 +74,12 @@ class Child:
         self.close()
 
 
-def answer(hello: Mapping[str, Any], answers: Mapping[str, Callable[[], Any]]) -> None:
+def answer(hello: Mapping[str, Any], answers: Mapping[str, Callable[..., Any]]) -> None:
     """The child's side: say hello, then answer until standard input ends."""
     print(json.dumps(dict(hello)), flush=True)
     for line in sys.stdin:
-        print(json.dumps(answers[line.strip()]()), flush=True)
+        word, *arguments = json.loads(line)
+        print(json.dumps(answers[word](*arguments)), flush=True)
 
 
 def resident_memory() -> int:
