@@ -10,7 +10,7 @@ from torch import nn
 
 from modscope_server.inspection.statistics import reduce, statistics
 from modscope_server.runtime.hooks import HookManager
-from tests.server.test_hooks import armed, drained, manager
+from tests.server.capture_support import armed, drained, manager
 
 __all__ = ["manager"]
 
