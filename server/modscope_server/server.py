@@ -28,7 +28,7 @@ _MESSAGE_BYTES = 8 << 20
 _WAITING_CALLS = 256
 _DRAIN_SECONDS = 1.0
 _GRACE_SECONDS = 0.5
-_STOP_SECONDS = 2.0
+_STOP_SECONDS = 5.0
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
@@ -75,11 +75,12 @@ class Server:
         threading.Thread(target=self._stop_when_wanted, name="modscope-stop", daemon=True).start()
 
     def stop(self) -> None:
-        """Let what is under way end, for a second at most, then stop listening. Idempotent."""
+        """Let what is under way end, for a second at most, then stop listening and end the rest. Idempotent."""
         self._health.enter_graceful_shutdown()
         self._gate.close(_DRAIN_SECONDS)
         self._stop_wanted.set()
         self._stopped.wait(_STOP_SECONDS)
+        self._gate.close(_DRAIN_SECONDS)
         self._release()
 
     def _stop_when_wanted(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy
@@ -35,6 +36,28 @@ class Budget:
         self.used = 0
         self.memory = HostMemory()
         self._mutex = threading.Lock()
+        self._copying = 0
+        self._quiet = threading.Condition()
+
+    @contextmanager
+    def copying(self) -> Iterator[None]:
+        """Around a copy on a thread of its own."""
+        with self._quiet:
+            self._copying += 1
+        try:
+            yield
+        finally:
+            with self._quiet:
+                self._copying -= 1
+                self._quiet.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until no copy runs; whether that is so.
+
+        A thread that the exiting interpreter ends within torch's own code takes the process down with it.
+        """
+        with self._quiet:
+            return self._quiet.wait_for(lambda: not self._copying, seconds)
 
     def take(self, size: int) -> None:
         """Reserve `size` bytes. Raises LimitExceeded where they are not to be had."""
@@ -146,7 +169,7 @@ class StagedRead:
         return TensorData(entry.dtype, entry.shape, view)
 
     def close(self) -> None:
-        """Free the memory; a copy that still runs is left to end first. Idempotent."""
+        """Free the memory; a copy that still runs ends first, with the piece that it is at. Idempotent."""
         with self._progress:
             self._abandoned = True
             if self._error is not None or not self._known or self._copied >= self._end:
@@ -171,14 +194,15 @@ class StagedRead:
 
     def _run(self, options: dict[str, object]) -> None:
         own = threading.get_ident()
-        try:
-            self._safepoint.run(lambda: self._copy(beside=threading.get_ident() == own), **options)  # type: ignore[arg-type]
-        except BaseException as error:
-            self._error = error
-        with self._progress:
-            self._progress.notify_all()
-            if self._abandoned:
-                self._free()
+        with self._budget.copying():
+            try:
+                self._safepoint.run(lambda: self._copy(beside=threading.get_ident() == own), **options)  # type: ignore[arg-type]
+            except BaseException as error:
+                self._error = error
+            with self._progress:
+                self._progress.notify_all()
+                if self._abandoned:
+                    self._free()
 
     def _copy(self, *, beside: bool) -> None:
         """Copy everything, at the safe point. `beside`: the training thread does not wait for it."""
@@ -194,6 +218,8 @@ class StagedRead:
             for end in _copy_into(target, tensor, _PIECE if beside else entry.size):
                 if beside:
                     self._tell(entry.offset + end)
+                    if self._abandoned:
+                        return
         self._tell(self._end)
 
     def _tell(self, copied: int) -> None:
