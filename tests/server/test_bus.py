@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from typing import Any
 
+import pytest
 import torch
 
-from modscope_server.runtime.bus import Counters, Draft, DraftValue, Subscription
+from modscope_server.runtime.bus import (
+    Counters,
+    Draft,
+    DraftValue,
+    Fan,
+    Overflow,
+    Queues,
+    Reader,
+    Subscription,
+)
+from tests.server.rpc import until
 
 
 def draft(number: int, elements: int = 0) -> Draft:
@@ -15,18 +29,32 @@ def draft(number: int, elements: int = 0) -> Draft:
     return Draft(number, "m", "p", "p", "T", "forward", 0, False, 0.0, values)
 
 
+def subscribed(fan: Fan, queues: Queues, overflow: Overflow = "drop_oldest", **bounds: Any) -> Subscription:
+    bounds = {"events": 10, "size": 1000, **bounds}
+    subscription = Subscription("a", overflow=overflow, queues=queues, **bounds)
+    fan.add(subscription)
+    return subscription
+
+
+def alone(overflow: Overflow = "drop_oldest", **bounds: Any) -> tuple[Fan, Subscription]:
+    """A fan and its only subscription."""
+    queues = Queues(1 << 30)
+    fan = Fan(queues)
+    return fan, subscribed(fan, queues, overflow, **bounds)
+
+
 def test_events_come_in_order_with_sequence_numbers() -> None:
-    queue = Subscription("a", overflow="drop_oldest", events=10, size=1000)
+    fan, queue = alone()
     for number in range(5):
-        queue.publish(draft(number))
+        fan.publish(draft(number))
     assert [(event.seq, event.step) for event in queue.drain(0)] == [(n, n) for n in range(5)]
     assert queue.counters() == Counters(5, 0, 0)
 
 
 def test_drop_oldest_keeps_the_newest_and_shows_the_gap() -> None:
-    queue = Subscription("a", overflow="drop_oldest", events=3, size=1000)
+    fan, queue = alone(events=3)
     for number in range(10):
-        queue.publish(draft(number))
+        fan.publish(draft(number))
     events = queue.drain(0)
     assert [event.seq for event in events] == [7, 8, 9]
     assert {event.dropped for event in events} == {7}
@@ -34,86 +62,201 @@ def test_drop_oldest_keeps_the_newest_and_shows_the_gap() -> None:
 
 
 def test_drop_newest_keeps_the_oldest() -> None:
-    queue = Subscription("a", overflow="drop_newest", events=3, size=1000)
+    fan, queue = alone("drop_newest", events=3)
     for number in range(10):
-        queue.publish(draft(number))
+        fan.publish(draft(number))
     assert [event.seq for event in queue.drain(0)] == [0, 1, 2]
     assert queue.counters() == Counters(10, 7, 0)
 
 
 def test_the_queue_is_bounded_in_bytes() -> None:
-    queue = Subscription("a", overflow="drop_oldest", events=100, size=4 * 100)
+    fan, queue = alone(events=100, size=4 * 100)
     for number in range(10):
-        queue.publish(draft(number, elements=40))
+        fan.publish(draft(number, elements=40))
     events = queue.drain(0)
     assert [event.seq for event in events] == [8, 9]
-    queue.publish(draft(10, elements=101))
+    fan.publish(draft(10, elements=101))
     assert queue.drain(0) == []
     assert queue.counters() == Counters(11, 9, 0)
-    queue.publish(draft(11, elements=100))
+    fan.publish(draft(11, elements=100))
     assert [event.seq for event in queue.drain(0)] == [11]
 
 
 def test_captured_tensors_come_whole() -> None:
-    queue = Subscription("a", overflow="drop_oldest", events=3, size=1000)
-    queue.publish(draft(3, elements=2))
+    fan, queue = alone()
+    fan.publish(draft(3, elements=2))
     tensor = queue.drain(0)[0].values[0].tensor
     assert tensor is not None
     assert (tensor.dtype, tensor.shape, bytes(tensor.data)) == ("float32", (2,), b"\x00\x00\x40\x40" * 2)
 
 
+def test_no_more_bytes_are_taken_at_once_than_make_a_batch() -> None:
+    fan, queue = alone(size=1 << 30)
+    for number in range(10):
+        fan.publish(draft(number, elements=1 << 17))
+    taken = [[event.seq for event in queue.drain(0)] for _ in range(5)]
+    assert taken == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
 def test_a_waiting_drain_wakes_for_an_event_and_for_the_end() -> None:
-    queue = Subscription("a", overflow="drop_oldest", events=3, size=1000)
+    fan, queue = alone()
     drained: list[int] = []
 
-    def reader() -> None:
+    def read() -> None:
         while not queue.finished:
             drained.extend(event.seq for event in queue.drain(30))
 
-    thread = threading.Thread(target=reader)
+    thread = threading.Thread(target=read)
     thread.start()
     for number in range(3):
-        queue.publish(draft(number))
+        fan.publish(draft(number))
+        until(lambda: queue.counters().queued == 0)
     queue.end("stopped")
     thread.join(20)
     assert not thread.is_alive()
     assert drained == [0, 1, 2]
-    queue.publish(draft(9))
+    fan.publish(draft(9))
     assert queue.counters() == Counters(3, 0, 0)
 
 
-def test_a_batch_gathers_until_it_is_large_or_the_stream_ends() -> None:
-    queue = Subscription("a", overflow="drop_oldest", events=40, size=1 << 30)
-    is_large: list[bool] = []
-    # 10 of 40 events are a batch.
-    for number in range(12):
-        is_large.append(queue.linger())
-        queue.publish(draft(number))
-    assert is_large == [False] * 10 + [True] * 2
-    queue.drain(0)
-    assert not queue.linger()
-    queue.publish(draft(0, elements=1 << 18))
-    assert queue.linger()
-    queue.drain(0)
-    assert not queue.linger()
-    queue.end("stopped")
-    assert queue.linger()
+def test_who_has_just_taken_some_is_not_woken_for_one_but_for_many() -> None:
+    fan, queue = alone(events=40, size=1 << 30)
+    reader = Reader(queue)
+    waking: list[float] = []
+
+    def woken(after: int) -> bool:
+        """Whether a reader that lets a batch gather is woken after so many events."""
+        reader.enough = queue.crowd
+        for _ in range(after):
+            fan.publish(draft(0))
+        queue.counters()
+        waking.append(reader.enough)
+        return reader.enough > queue.crowd
+
+    assert not woken(9)
+    assert woken(1)
+    reader.take(0)
+    reader.enough = queue.crowd
+    fan.publish(draft(0, elements=1 << 18))
+    queue.counters()
+    assert reader.enough > queue.crowd
 
 
-def test_concurrent_publishers_lose_no_count() -> None:
-    queue = Subscription("a", overflow="drop_oldest", events=7, size=1000)
+def test_a_fan_deals_out_what_has_gathered_before_one_joins_and_before_one_leaves() -> None:
+    queues = Queues(1 << 30)
+    fan = Fan(queues)
+    first = subscribed(fan, queues)
+    fan.publish(draft(0))
+    second = subscribed(fan, queues)
+    fan.publish(draft(1))
+    fan.remove(first)
+    fan.publish(draft(2))
+    assert [event.step for event in first.drain(0)] == [0, 1]
+    assert [event.step for event in second.drain(0)] == [1, 2]
+    assert [queue.counters().published for queue in (first, second)] == [2, 2]
 
-    def publish() -> None:
-        for number in range(500):
-            queue.publish(draft(number))
 
-    threads = [threading.Thread(target=publish) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    seen = 0
-    while any(thread.is_alive() for thread in threads):
-        seen += len(queue.drain(0.001))
-    seen += len(queue.drain(0))
-    counters = queue.counters()
-    assert counters.published == 2000
-    assert counters.dropped + seen == 2000
+def test_all_subscribers_of_a_form_are_given_the_same_draft() -> None:
+    queues = Queues(1 << 30)
+    fan = Fan(queues)
+    subscriptions = [subscribed(fan, queues) for _ in range(3)]
+    fan.publish(draft(7))
+    found = {id(Reader(one).take(0).drafts[0][1]) for one in subscriptions}
+    assert len(found) == 1
+
+
+def test_disconnect_ends_the_watch_and_tells_the_one_who_must_take_its_hooks_away() -> None:
+    fan, queue = alone("disconnect", events=3)
+    told: list[str] = []
+    queue.on_overflow = lambda: told.append(queue.ended or "")
+    for number in range(3):
+        fan.publish(draft(number))
+    assert queue.counters() == Counters(3, 0, 3)
+    assert (queue.ended, told) == (None, [])
+    for number in range(5):
+        fan.publish(draft(number))
+    assert queue.counters() == Counters(4, 1, 3)
+    fan.publish(draft(9))
+    assert queue.has_overflowed
+    assert queue.ended == "its queue was full"
+    assert told
+    assert [event.seq for event in queue.drain(0)] == [0, 1, 2]
+    assert queue.finished
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "disconnect", "block"])
+def test_a_tensor_is_free_once_the_queue_has_let_it_go(overflow: Overflow) -> None:
+    queues = Queues(1 << 30)
+    fan = Fan(queues, at_once=True)
+    queue = subscribed(fan, queues, overflow, events=2, size=1 << 20)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    for number in range(4):
+        made = draft(number, elements=10)
+        alive.append(weakref.ref(made.values[0].copy))  # type: ignore[arg-type]  # it has one
+        fan.publish(made)
+        del made
+    held = [number for number, reference in enumerate(alive) if reference() is not None]
+    assert held == ([2, 3] if overflow in ("drop_oldest", "block") else [0, 1])
+    assert queues.budget.total == 2 * 40
+    batch = Reader(queue).take(0)
+    assert queues.budget.total == 0
+    batch.drafts.popleft()
+    assert sum(reference() is not None for reference in alive) == 1
+    del batch
+    assert not any(reference() for reference in alive)
+    gc.collect()
+
+
+def test_a_tensor_that_several_hold_counts_once() -> None:
+    queues = Queues(1000)
+    fan = Fan(queues, at_once=True)
+    one, two = (subscribed(fan, queues) for _ in range(2))
+    for number in range(2):
+        fan.publish(draft(number, elements=100))
+    assert queues.budget.total == 800
+    assert [queue.counters() for queue in (one, two)] == [Counters(2, 0, 2)] * 2
+    one.drain(0)
+    assert queues.budget.total == 800
+    two.drain(0)
+    assert queues.budget.total == 0
+
+
+def test_where_all_hold_too_much_together_the_fullest_gives_way() -> None:
+    queues = Queues(1000)
+    greedy, modest = Fan(queues, at_once=True), Fan(queues, at_once=True)
+    stopped = subscribed(greedy, queues)
+    reading = subscribed(modest, queues)
+    for number in range(10):
+        greedy.publish(draft(number, elements=30))
+        modest.publish(draft(number, elements=30))
+        assert queues.budget.total <= 1000
+        assert [event.seq for event in reading.drain(0)] == [number]
+    counters = stopped.counters()
+    assert (counters.published, counters.dropped + counters.queued) == (10, 10)
+    assert stopped.bytes == queues.budget.total == 120 * counters.queued
+    assert counters.dropped > 0
+
+
+def test_who_would_rather_end_than_lose_an_event_ends_where_others_press() -> None:
+    queues = Queues(1000)
+    fan, other = Fan(queues, at_once=True), Fan(queues, at_once=True)
+    strict = subscribed(fan, queues, "disconnect")
+    subscribed(other, queues, "drop_newest")
+    for number in range(6):
+        fan.publish(draft(number, elements=40))
+    assert strict.ended is None
+    other.publish(draft(0, elements=20))
+    assert strict.has_overflowed
+    assert strict.counters() == Counters(6, 1, 5)
+
+
+def test_what_is_closed_holds_nothing_and_counts_what_waited_as_dropped() -> None:
+    queues = Queues(1000)
+    fan = Fan(queues)
+    queue = subscribed(fan, queues)
+    fan.publish(draft(0, elements=40))
+    fan.publish(draft(1, elements=40))
+    queue.close()
+    queue.close()
+    assert queues.budget.total == 0
+    assert queue.counters() == Counters(2, 2, 0)

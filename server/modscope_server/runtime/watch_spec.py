@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.slices import parse_index
 from modscope_server.runtime.bus import Overflow
+from modscope_server.runtime.leases import LONGEST, SHORTEST
 from modscope_server.runtime.parts import cast_target
 
 __all__ = ["BOUNDARY_KINDS", "KINDS", "Payload", "Phase", "WatchSpec"]
@@ -108,6 +109,12 @@ class WatchSpec:
             )
         if self.dtype:
             cast_target(self.dtype)
+        if self.keep and not SHORTEST <= self.keep <= LONGEST:
+            raise BadRequest(
+                f"it cannot be kept for {self.keep:g} s",
+                hint=f"give {SHORTEST:g} to {LONGEST:,.0f} seconds, 0 to end with the reader",
+                field="keep_seconds",
+            )
         if (self.overflow == "block") != (self.block_ms > 0):
             raise BadRequest(
                 f"overflow {self.overflow} with a bound of {self.block_ms:g} ms",

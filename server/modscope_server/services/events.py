@@ -29,7 +29,7 @@ def messages(batch: Batch) -> Iterator[Frame[Encoded]]:
     tensors: deque[memoryview] = deque()
     size = 0
     while batch.drafts:
-        sequence, draft = batch.drafts.popleft()
+        sequence, draft, _ = batch.drafts.popleft()
         entries.append(entry(sequence, draft, dropped))
         size += len(entries[-1])
         for value in draft.values:

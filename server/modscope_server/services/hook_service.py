@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from modscope.v1 import hook_service_pb2
-from modscope.wire import Encoded, Frame
+from modscope.wire import Frame
 from modscope_server.errors import BadRequest
-from modscope_server.runtime.bus import Subscription
-from modscope_server.services import convert, interventions, watches
+from modscope_server.services import convert, interventions
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
-from modscope_server.services.events import messages
 from modscope_server.services.serving import Serving
 from modscope_server.services.uploads import Uploads
+from modscope_server.services.watch_keeping import Keeping
+from modscope_server.services.watch_stream import Sent, stream
 
 __all__ = ["HookServicer"]
-
-_Response = hook_service_pb2.WatchResponse
 
 
 class HookServicer:
@@ -26,31 +23,27 @@ class HookServicer:
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
+        self._keeping = Keeping(serving)
 
-    def watch(
-        self, request: hook_service_pb2.WatchRequest, call: Call
-    ) -> Iterator[Frame[_Response] | Frame[Encoded]]:
-        """Arm a watch, then stream what it sees until it ends or its reader goes."""
-        hooks = self._serving.hooks
+    def watch(self, request: hook_service_pb2.WatchRequest, call: Call) -> Iterator[Sent]:
+        """Arm a watch, or resume one, then stream what it sees until it ends or its reader goes."""
         registered = self._serving.registry.get(request.model)
-        spec = watches.spec(request)
-        subscription = self._serving.run(call, lambda: hooks.watch(registered, spec)).value.subscription
+        if request.resume:
+            after = request.resume_after if request.HasField("resume_after") else None
+            reading = self._keeping.resume(registered, request.resume, after)
+        else:
+            reading = self._keeping.arm(registered, request, call)
         try:
-            call.when_gone(lambda: subscription.end("the reader left"))
-            yield Frame(_created(subscription))
-            heartbeat = self._serving.config.limits.heartbeat
-            while not subscription.finished:
-                batch = subscription.take(heartbeat)
-                if call.is_set():
-                    return
-                if batch.drafts:
-                    yield from messages(batch)
-                    subscription.linger()
-                elif not subscription.finished:
-                    yield Frame(_heartbeat(subscription, registered.step_count()))
-            yield Frame(_ended(subscription))
+            call.when_gone(reading.reader.give_up)
+            yield from stream(
+                reading.watch.subscription,
+                reading.reader,
+                notes=reading.notes,
+                heartbeat=self._serving.config.limits.heartbeat,
+                step=registered.step_count,
+            )
         finally:
-            hooks.stop(subscription.id)
+            self._keeping.leave(reading, call)
 
     def stop_watch(
         self, request: hook_service_pb2.StopWatchRequest, call: Call
@@ -110,36 +103,3 @@ class HookServicer:
         return hook_service_pb2.RemoveInterventionsResponse(
             interventions=map(interventions.intervention, states)
         )
-
-
-def _created(subscription: Subscription) -> _Response:
-    return _Response(
-        created=hook_service_pb2.WatchCreated(
-            watch_id=subscription.id,
-            paths=subscription.paths,
-            step=subscription.step,
-            notes=subscription.notes,
-        )
-    )
-
-
-def _heartbeat(subscription: Subscription, step: int) -> _Response:
-    counters = subscription.counters()
-    return _Response(
-        heartbeat=hook_service_pb2.WatchHeartbeat(
-            step=step,
-            published=counters.published,
-            dropped=counters.dropped,
-            queued=counters.queued,
-            time=convert.timestamp(time.time()),
-        )
-    )
-
-
-def _ended(subscription: Subscription) -> _Response:
-    counters = subscription.counters()
-    return _Response(
-        ended=hook_service_pb2.WatchEnded(
-            reason=subscription.ended or "", published=counters.published, dropped=counters.dropped
-        )
-    )

@@ -1,0 +1,324 @@
+"""A subscriber's side of the bus: its queue, its reader, and its end."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from modscope_server.runtime.backlog import Backlog, Entry
+from modscope_server.runtime.drafts import Draft, HookEvent, event_of
+from modscope_server.runtime.queues import Queues
+
+__all__ = ["Batch", "Counters", "Overflow", "Reader", "Subscription"]
+
+Overflow = Literal["drop_oldest", "drop_newest", "disconnect", "block"]
+
+_CROWD = 2048
+_CROWD_BYTES = 1 << 20
+"""A batch is large enough at so many events, or bytes of tensors."""
+_BATCH = 1024
+"""Most events of a batch."""
+
+
+class Batch(NamedTuple):
+    """Events that a subscriber takes from its queue at one time."""
+
+    drafts: deque[Entry]
+    """Oldest first. Who sends them takes them out, so that nothing is held."""
+    dropped: int
+    """Events that the subscription had lost by then."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a subscription has seen."""
+
+    published: int
+    dropped: int
+    queued: int
+    skipped: int = 0
+    """Firings that its rate has left out."""
+    blocked_seconds: float = 0.0
+    """Seconds for which hooks have waited for it."""
+
+
+class _Source(Protocol):
+    """Where a subscription's events come from."""
+
+    def expect(self) -> None:
+        """Learn what readers wait for; under the lock."""
+
+    def spread(self) -> None:
+        """Deal out what has gathered; under the lock."""
+
+
+class _Nowhere:
+    def expect(self) -> None: ...
+    def spread(self) -> None: ...
+
+
+class Subscription:
+    """One subscriber's queue.
+
+    Args:
+        id: identifies it on this server.
+        overflow: what gives way when the queue is full.
+        events: bound of the queue in events.
+        size: bound of the captured tensors in the queue, in bytes.
+        queues: what it shares with the server's others.
+        block: overflow "block": seconds for which hooks wait for room at most, in each step.
+        keep: seconds for which it may wait for another reader; 0 where it ends with its first.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        overflow: Overflow,
+        events: int,
+        size: int,
+        queues: Queues | None = None,
+        block: float = 0.0,
+        keep: float = 0.0,
+    ) -> None:
+        self.id = id
+        self.paths: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self.step = 0
+        self.keep = keep
+        self.overflow = overflow
+        self.ended: str | None = None
+        """Why no more events come; None while they may."""
+        self.has_overflowed = False
+        """Whether it has ended because its queue was full."""
+        self.skipped: Callable[[], int] = int
+        """Tells how many firings its rate has left out."""
+        self.on_overflow: Callable[[], object] = _nothing
+        """Called, without a lock and in a hook, where it has ended because its queue was full."""
+        self.source: _Source = _Nowhere()
+        """The fan that it is in."""
+        self.queues = queues or Queues(1 << 62)
+        self.backlog = Backlog(events=events, size=size, budget=self.queues.budget, keeps=keep > 0)
+        self.crowd = min(_CROWD, max(1, events // 4))
+        self.crowd_bytes = min(_CROWD_BYTES, max(1, size // 4))
+        self.reader: Reader | None = None
+        self.is_abandoned = False
+        """Whether it had a reader and has none."""
+        self._room = threading.Condition(self.queues.mutex)
+        self._block = block
+        self._blocked_in: int | None = None
+        self._block_left = 0.0
+        self._blocked_seconds = 0.0
+        self.queues.join(self)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of tensors that it holds on to."""
+        return self.backlog.bytes
+
+    def accept(self, drafts: Sequence[Draft], sizes: Sequence[int]) -> None:
+        """Queue drafts, with the bytes of their tensors; under the lock."""
+        if self.ended is not None:
+            return
+        backlog = self.backlog
+        if any(sizes) or not backlog.extend(drafts):
+            for draft, size in zip(drafts, sizes, strict=True):
+                self._accept(draft, size)
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake the reader where there is enough for it; under the lock."""
+        reader, backlog = self.reader, self.backlog
+        if reader is not None and (
+            len(backlog.waiting) >= reader.enough
+            or (backlog.waiting_bytes >= self.crowd_bytes and reader.enough < math.inf)
+            or self.ended is not None
+        ):
+            reader.wake()
+
+    def await_room(self, step: int, size: int) -> None:
+        """Wait until an event fits, for as long as this step may be held up yet; lets go of the lock."""
+        if self._blocked_in != step:
+            self._blocked_in, self._block_left = step, self._block
+        while self._block_left > 0 and not self._admits(size):
+            begun = time.monotonic()
+            self._room.wait(self._block_left)
+            waited = time.monotonic() - begun
+            self._block_left -= waited
+            self._blocked_seconds += waited
+
+    def give_way(self) -> None:
+        """Let go of the oldest event; where it ends rather than lose one, it ends. Under the lock."""
+        if self.overflow == "disconnect":
+            self._overflow()
+        self.backlog.give_way()
+
+    def take(self, reader: Reader, limit: int) -> Batch:
+        """What a reader takes; nothing where another one has come."""
+        with self.queues.mutex:
+            if reader is not self.reader or reader.is_gone:
+                return Batch(deque(), 0)
+            self.source.spread()
+            taken = self.backlog.take(limit, _CROWD_BYTES)
+            self._room.notify_all()
+            return Batch(taken, self.backlog.dropped)
+
+    def drain(self, timeout: float, limit: int = _BATCH) -> list[HookEvent]:
+        """Events with their values in host memory, for a reader in this process."""
+        reader = self.reader or Reader(self)
+        drafts, dropped = reader.take(timeout, limit)
+        return [event_of(sequence, draft, dropped) for sequence, draft, _ in drafts]
+
+    def counters(self) -> Counters:
+        """What it has seen so far."""
+        with self.queues.mutex:
+            self.source.spread()
+            log = self.backlog
+            return Counters(
+                log.published, log.dropped, len(log.waiting), self.skipped(), self._blocked_seconds
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended and everything was drained."""
+        return self.ended is not None and not self.backlog.waiting
+
+    def end(self, reason: str) -> None:
+        """Take no more events and wake the reader. Idempotent; what is queued can still be drained."""
+        with self.queues.mutex:
+            self.source.spread()
+            self._end(reason)
+
+    def close(self) -> None:
+        """Let go of all that it holds: nobody will read it. Idempotent."""
+        self.end("closed")
+        with self.queues.mutex:
+            self.backlog.clear()
+        self.queues.leave(self)
+
+    def hand_to(self, reader: Reader) -> None:
+        """Give it a reader; one that it has gets no more."""
+        with self.queues.mutex:
+            before, self.reader = self.reader, reader
+            self.is_abandoned = False
+            if before is not None:
+                before.wake()
+
+    def leave(self, reader: Reader) -> bool:
+        """The reader goes. Gives whether nobody reads now, rather than another one."""
+        with self.queues.mutex:
+            if self.reader is reader:
+                self.reader = None
+                self.is_abandoned = True
+                self._room.notify_all()
+            return self.reader is None
+
+    def rewind(self, after: int | None) -> int:
+        """Give what came after that sequence number once more. Gives how many of these events are lost.
+
+        None gives all that is held.
+        """
+        with self.queues.mutex:
+            return self.backlog.rewind(self.backlog.oldest - 1 if after is None else after)
+
+    def _accept(self, draft: Draft, size: int) -> None:
+        backlog = self.backlog
+        if self.ended is not None:
+            return
+        if self.overflow in ("drop_newest", "disconnect") and not backlog.has_room(size):
+            backlog.refuse()
+            if self.overflow == "disconnect":
+                self._overflow()
+        else:
+            backlog.add(draft, size)
+
+    def _admits(self, size: int) -> bool:
+        """Whether a hook need not wait: there is room, or nobody who will make some."""
+        backlog = self.backlog
+        is_hopeless = self.ended is not None or self.reader is None or size > backlog.size
+        return is_hopeless or backlog.has_room(size)
+
+    def _overflow(self) -> None:
+        self.has_overflowed = True
+        self._end("its queue was full")
+
+    def _end(self, reason: str) -> None:
+        self.ended = self.ended or reason
+        self._room.notify_all()
+        self.ring()
+
+
+class Reader:
+    """Who takes a subscription's events: one at a time, the one that has come last.
+
+    One that is quiet wakes for the first event; one that has just taken some lets a batch gather.
+    """
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.enough = math.inf
+        """So many events are worth waking it for."""
+        self._subscription = subscription
+        self._bell = threading.Event()
+        self._is_busy = False
+        self.is_gone = False
+        """Whether it wants no more."""
+        subscription.hand_to(self)
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another reader has come."""
+        return self._subscription.reader is not self
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come to it."""
+        return self.is_gone or self.is_replaced or self._subscription.finished
+
+    def take(self, timeout: float, limit: int = _BATCH) -> Batch:
+        """Drafts that wait, oldest first, at most `limit`; none where `timeout` seconds bring none."""
+        subscription = self._subscription
+        deadline = time.monotonic() + timeout
+        if self._is_busy:
+            self._wait(subscription.crowd, min(timeout, subscription.queues.pace))
+        self._wait(1, deadline - time.monotonic())
+        batch = subscription.take(self, limit)
+        self._is_busy = bool(batch.drafts)
+        return batch
+
+    def give_up(self) -> None:
+        """Take nothing more, and wake whoever waits in `take`: where it sent to is gone."""
+        with self._subscription.queues.mutex:
+            self.is_gone = True
+            self.wake()
+
+    def wake(self) -> None:
+        """There is enough for it; under the lock."""
+        self.enough = math.inf
+        self._bell.set()
+
+    def _wait(self, enough: int, timeout: float) -> None:
+        """Wait until so many events are there, the subscription has ended, or the time is over."""
+        subscription = self._subscription
+        mutex, source = subscription.queues.mutex, subscription.source
+        with mutex:
+            self._bell.clear()
+            self.enough = enough
+            # First say what is waited for, then look: a hook appends first, then looks what is waited for.
+            source.expect()
+            source.spread()
+            subscription.ring()
+            if self.is_gone or self.is_replaced:
+                self.wake()
+        if timeout <= 0 or not self._bell.wait(timeout):
+            with mutex:
+                self.enough = math.inf
+                source.expect()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
