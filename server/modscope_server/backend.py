@@ -22,6 +22,8 @@ from modscope_server.services.serving import Serving
 
 __all__ = ["Backend"]
 
+_SETTLE_SECONDS = 2.0
+
 
 class Backend:
     """Serves models from the moment at which it is made, until `close`.
@@ -39,7 +41,13 @@ class Backend:
         registry = Registry(models, optimizers)
         limits = config.limits
         scaled = registry.optimizers if extras.get("scaler") is not None else list
-        self._hooks = HookManager(watches=limits.streams, events=limits.queue, size=limits.queue_bytes)
+        self._hooks = HookManager(
+            watches=limits.streams,
+            events=limits.queue,
+            size=limits.queue_bytes,
+            total=limits.bus_bytes,
+            block_ms=limits.block_ms,
+        )
         with ExitStack() as undo:
             self._safepoint = SafePoint(
                 models.values(),
@@ -56,7 +64,8 @@ class Backend:
             undo.callback(self._place.remove)
             serving = Serving(config, registry, self._safepoint, self._hooks, scaled, extras)
             self._control, self._leases, self._metrics = serving.control, serving.leases, serving.metrics
-            self._interventions = serving.interventions
+            self._interventions, self._eager_steps = serving.interventions, serving.eager_steps
+            self._budget = serving.budget
             server = self._server = Server(config, serving, self._place)
             undo.callback(server.stop)
             self.address, self.token, self.viewer_token = server.address, server.token, server.viewer_token
@@ -80,6 +89,7 @@ class Backend:
     def close(self) -> None:
         """Take every hook off, end every call, leave nothing behind; one part that fails stops no other."""
         with ExitStack() as ends:
+            ends.callback(self._budget.settle, _SETTLE_SECONDS)
             ends.callback(self._server.stop)
             ends.callback(self._safepoint.close)
             ends.callback(self._interventions.close)
@@ -91,6 +101,7 @@ class Backend:
     def abandon(self) -> None:
         """Become inert in a forked child, taking no lock."""
         self._safepoint.abandon()
+        self._eager_steps.abandon()
 
     def _record(self, config: ServerConfig, registry: Registry) -> dict[str, object]:
         """What server.json says."""

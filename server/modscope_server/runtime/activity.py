@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-__all__ = ["IDLE_AFTER", "Activity", "inside_another", "inside_step"]
+__all__ = ["IDLE_AFTER", "Activity", "inside_another", "inside_step", "others_run_compiled"]
 
 IDLE_AFTER = 1.0
 """Seconds without any movement after which a training thread counts as idle."""
@@ -161,6 +161,14 @@ def inside_another(modules: Iterable[torch.nn.Module]) -> bool:
             calls += id(frame.f_locals.get("self")) in ids
         frame = frame.f_back
     return calls > 1
+
+
+def others_run_compiled() -> bool:
+    """Whether a thread other than the calling one is inside a function that was given to torch.compile."""
+    codes, own = _compiled_code(), threading.get_ident()
+    return bool(codes) and any(
+        _inside(frame, codes) for ident, frame in sys._current_frames().items() if ident != own
+    )
 
 
 def _step_code() -> frozenset[types.CodeType]:

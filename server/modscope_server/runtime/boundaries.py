@@ -27,7 +27,7 @@ from modscope_server.runtime.skipping import SkippedSteps
 from modscope_server.runtime.steps import StepCounter
 from modscope_server.runtime.turns import Turns
 
-__all__ = ["Boundaries", "Control", "Place"]
+__all__ = ["Boundaries", "Control", "Follower", "Place"]
 
 _STEPS_BEFORE_DOUBT = 3
 _NO_BACKWARD = -1
@@ -42,6 +42,19 @@ class Control(Protocol):
 
     def boundary(self, step: int, place: Place, write_point: bool) -> None:
         """Iteration `step` is complete; may come several times for one step. May call SafePoint.hold."""
+
+
+class Follower(Protocol):
+    """Who looks at what iterations leave behind. It never raises, and holds nobody up."""
+
+    def updated(self, optimizer: Optimizer, step: int) -> None:
+        """An optimizer has stepped in iteration `step`, and the gradients that it used are still there.
+
+        Inside backward, perhaps on a thread of autograd: the iteration is not complete then.
+        """
+
+    def boundary(self, step: int, place: Place) -> None:
+        """Iteration `step` is complete, before any request is served there; may come several times."""
 
 
 class Boundaries:
@@ -76,6 +89,7 @@ class Boundaries:
         self._control: Control | None = None
         self._boundary: Place | None = None
         self._chores: tuple[Callable[[], object], ...] = ()
+        self._followers: tuple[Follower, ...] = ()
         self._roots = list(roots)
         self._handles = [handle for root in self._roots for handle in hook_root(root, self)]
         listen_to_optimizers(self)
@@ -146,6 +160,16 @@ class Boundaries:
         self._chores = tuple(other for other in self._chores if other != chore)
         self._see_watchers()
 
+    def add_follower(self, follower: Follower) -> None:
+        """Have it told of each update and of each iteration that is complete."""
+        self._followers = (*self._followers, follower)
+        self._see_watchers()
+
+    def remove_follower(self, follower: Follower) -> None:
+        """Have it told no more. Idempotent."""
+        self._followers = tuple(other for other in self._followers if other is not follower)
+        self._see_watchers()
+
     def hold(self, until: Callable[[], bool]) -> None:
         """Keep the training thread at this boundary until `until()`, serving what may be served here."""
         self._turns.hold(until, self._boundary, write=not self.backward_expected)
@@ -172,6 +196,7 @@ class Boundaries:
         self.pending.updates[id(self)] = self.activity.moves
         if report is not None:
             report(self.steps.count)
+        self._tell_followers("mark")
         self._turns.serve("mark", write=not self.backward_expected)
         self._tell_boundary("mark")
 
@@ -209,6 +234,8 @@ class Boundaries:
                 self.steps.skipped()
                 ended = True
             self.steps.forward_began()
+        if ended:
+            self._tell_followers("forward")
         if self._turns.queue:
             self._turns.serve("forward" if ended else None, grad=False, write=not self.backward_expected)
         if ended:
@@ -257,6 +284,8 @@ class Boundaries:
         elif in_backward():
             self.pending.updates[id(optimizer)] = activity.moves
             self.steps.stepped_inside_backward()
+            for follower in self._followers:
+                follower.updated(optimizer, self.steps.of_backward)
             return
         else:
             activity.adopt()
@@ -276,14 +305,21 @@ class Boundaries:
         self._moved()
 
     def _after_update(self, optimizer: Optimizer) -> None:
+        for follower in self._followers:
+            follower.updated(optimizer, self.steps.count)
         if self._control is not None:
             self._control.updated(optimizer)
         for chore in self._chores:
             chore()
         if self.steps.complete:
+            self._tell_followers("optimizer")
             if self._turns.queue:
                 self._turns.serve("optimizer", write=not self.backward_expected)
             self._tell_boundary("optimizer")
+
+    def _tell_followers(self, place: Place) -> None:
+        for follower in self._followers:
+            follower.boundary(self.steps.count, place)
 
     def _tell_boundary(self, place: Place) -> None:
         if self._control is not None:
@@ -295,5 +331,7 @@ class Boundaries:
         self._turns.give_way()
 
     def _see_watchers(self) -> None:
-        self._turns.watched = bool(self._chores or self._control is not None or self._skipping)
+        self._turns.watched = bool(
+            self._chores or self._followers or self._control is not None or self._skipping
+        )
         self._turns.refresh()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.utils.hooks import RemovableHandle
 
 from modscope_server.inspection.values import named_tensors
@@ -29,9 +30,10 @@ from modscope_server.runtime.gradients import Expected, GradientCollector, await
 from modscope_server.runtime.uncopied import Uncopied
 from modscope_server.runtime.watch_spec import KINDS
 
-__all__ = ["KINDS", "ModuleTap", "Sink", "let_observers_follow"]
+__all__ = ["CALLED_BY_TORCH", "KINDS", "MOST_FAULTS", "ModuleTap", "Sink", "let_observers_follow"]
 
-_MOST_FAULTS = 3
+MOST_FAULTS = 3
+"""Of modscope's own; then a tap serves nobody any more."""
 _LOG = logging.getLogger("modscope_server")
 _NO_BACKWARD = -1
 _STOPS_EARLY = "_StopRecomputationError"
@@ -39,6 +41,7 @@ _STOPS_EARLY = "_StopRecomputationError"
 _backward_id = torch._C._current_graph_task_id
 _grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
+_runs_compiled = get_eval_frame_callback
 
 
 class _Hook(Uncopied):
@@ -60,7 +63,7 @@ class _Before(_Hook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        if _is_compiling():
+        if _is_compiling() or _runs_compiled():
             return None
         tap = self._tap()
         if tap is None or not tap.sinks or not stands_for(module, tap.module()):
@@ -78,7 +81,7 @@ class _After(_Hook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if _is_compiling():
+        if _is_compiling() or _runs_compiled():
             return
         tap = self._tap()
         if tap is None or not tap.sinks or not stands_for(module, tap.module()):
@@ -94,6 +97,10 @@ class _After(_Hook):
                 tap.after(module, output, caller)
         except Exception as fault:
             tap.fault(fault, raised=bool(raised))
+
+
+CALLED_BY_TORCH = (_Before.__call__, _After.__call__)
+"""What torch calls; where that is compiled code, it finds nothing to do."""
 
 
 def let_observers_follow(hooks: dict[int, Any]) -> None:
@@ -125,6 +132,8 @@ class ModuleTap:
         """Of these, in grad mode."""
         self.differentiable = 0
         """Of these, with an output that requires grad; counted while gradients are watched."""
+        self.differentiable_at: int | None = None
+        """step_count at the first of them."""
         self.called_at: int | None = None
         """step_count at the last call."""
         self.raised = 0
@@ -134,6 +143,7 @@ class ModuleTap:
         self._trained = False
         self._evaluated = False
         self._audience = NOBODY
+        self.step = step
         self._numbers = CallNumbers(step)
         self._open = OpenCalls()
         self._in_place = bool(module.__dict__.get("inplace"))
@@ -160,7 +170,7 @@ class ModuleTap:
         """
         self.faults += 1
         _LOG.error("a hook of modscope failed at %r; training goes on", self.path, exc_info=error)
-        if self.faults >= _MOST_FAULTS:
+        if self.faults >= MOST_FAULTS:
             if raised:
                 self._serve(())
             else:
@@ -260,6 +270,8 @@ class ModuleTap:
         """Have the gradients of a call's outputs, and of its inputs, published as events."""
         if not any(tensor is not None and tensor.requires_grad for _, tensor in outputs):
             return
+        if not self.differentiable:
+            self.differentiable_at = call.step
         self.differentiable += 1
         for kind in ("backward_pre", "backward"):
             listeners = call.audience.kinds.get(kind)

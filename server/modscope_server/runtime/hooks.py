@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from modscope_server.errors import LimitExceeded
+from modscope_server.errors import BadRequest, LimitExceeded, UnknownWatch
 from modscope_server.inspection.selection import some_modules
 from modscope_server.inspection.structure import Located
-from modscope_server.runtime.bus import Counters, Draft, Subscription
-from modscope_server.runtime.capture import KINDS, ModuleTap
+from modscope_server.runtime.bus import Counters, Draft, Fan, Queues, Subscription
+from modscope_server.runtime.capture import CALLED_BY_TORCH, ModuleTap
 from modscope_server.runtime.captured import Form
+from modscope_server.runtime.eager_steps import EagerUse
+from modscope_server.runtime.hook_states import HookState, merged
+from modscope_server.runtime.insight import Insight
 from modscope_server.runtime.registry import Registered
 from modscope_server.runtime.sensors import root_hooks
+from modscope_server.runtime.stance import keep_out
+from modscope_server.runtime.watch_notes import watch_notes
 from modscope_server.runtime.watch_spec import WatchSpec
+from modscope_server.runtime.watched_hooks import WatchedHooks
 from modscope_server.runtime.windows import WatchWindow
 
 __all__ = ["HookManager", "HookState", "Watch"]
-
-
-@dataclass(frozen=True)
-class HookState:
-    """A hook that modscope has put on a module."""
-
-    path: str
-    kind: str
-    owner: str
-    """"watch", "break", "intervention" or "safe point"."""
-    watch_ids: tuple[str, ...]
-    fired: int
-    last_step: int | None
-    intervention_id: str = ""
-    """Of an intervention: its id."""
 
 
 class Watch:
@@ -44,17 +36,26 @@ class Watch:
 
     owner = "watch"
 
-    def __init__(self, spec: WatchSpec, subscription: Subscription, registered: Registered) -> None:
+    def __init__(
+        self, spec: WatchSpec, subscription: Subscription, registered: Registered, insight: Insight
+    ) -> None:
         self.kinds = frozenset(spec.kinds)
         self.form = Form(spec.payload, spec.sample, spec.index, spec.dtype)
         self.window = WatchWindow(spec)
         self.subscription = subscription
+        self.fan = Fan(subscription.queues, at_once=spec.payload == "tensor")
+        self.fan.add(subscription)
+        subscription.skipped = lambda: self.window.skipped
         self.registered = registered
         self.taps: list[ModuleTap] = []
+        self.eager = EagerUse(self.window.wants_step)
+        self.hooked = WatchedHooks(
+            registered, spec, owner=self.owner, watch_id=subscription.id, use=self.eager, insight=insight
+        )
 
     def publish(self, draft: Draft) -> None:
         """Queue a draft for the subscriber."""
-        self.subscription.publish(draft)
+        self.fan.publish(draft)
 
 
 class _Observer(Watch):
@@ -67,9 +68,10 @@ class _Observer(Watch):
         spec: WatchSpec,
         subscription: Subscription,
         registered: Registered,
+        insight: Insight,
         take: Callable[[Draft], None],
     ) -> None:
-        super().__init__(spec, subscription, registered)
+        super().__init__(spec, subscription, registered, insight)
         self._take = take
 
     def publish(self, draft: Draft) -> None:
@@ -83,16 +85,24 @@ class HookManager:
         watches: how many watches there may be at once.
         events: bound of a watch's queue in events.
         size: bound of the tensors in a watch's queue, in bytes.
+        total: bound of the tensors in all queues together, in bytes.
+        block_ms: how long a watch may make each step wait; 0 lets none.
     """
 
-    def __init__(self, *, watches: int, events: int, size: int) -> None:
+    def __init__(
+        self, *, watches: int, events: int, size: int, total: int = 1 << 62, block_ms: float = 0.0
+    ) -> None:
         self._most = watches
         self._events = events
         self._size = size
+        self._block_ms = block_ms
+        self._queues = Queues(total)
         self._mutex = threading.Lock()
         self._numbers = itertools.count(1)
         self._watches: dict[str, Watch] = {}
         self._taps: dict[tuple[str, int], ModuleTap] = {}
+        self.insight = Insight()
+        """What is known of the models beside; of more use where something follows the loop."""
 
     def watch(
         self, registered: Registered, spec: WatchSpec, take: Callable[[Draft], None] | None = None
@@ -102,6 +112,7 @@ class HookManager:
         `take`, where it is given, gets each draft instead, on the thread of the hook. Call it at a safe
         point, so that the first step is seen whole. Raises NoMatch, BadGlobError, LimitExceeded.
         """
+        self._check_block(spec)
         chosen = some_modules(registered.root, registered.name, spec.glob, spec.type)
         with self._mutex:
             if len(self._watches) >= self._most:
@@ -110,24 +121,32 @@ class HookManager:
                     hint="end one, or raise limits.streams in attach",
                 )
             subscription = Subscription(
-                f"watch-{next(self._numbers)}",
+                _watch_id(next(self._numbers), spec),
                 overflow=spec.overflow,
                 events=min(spec.queue, self._events) if spec.queue else self._events,
                 size=self._size,
+                queues=self._queues,
+                block=spec.block_ms / 1000,
+                keep=spec.keep,
             )
+            subscription.on_overflow = partial(self.stop, subscription.id)
             if take is None:
-                watch = Watch(spec, subscription, registered)
+                watch = Watch(spec, subscription, registered, self.insight)
             else:
-                watch = _Observer(spec, subscription, registered, take)
+                watch = _Observer(spec, subscription, registered, self.insight, take)
             subscription.step = registered.step_count()
             subscription.paths = tuple(located.path for located in chosen)
-            subscription.notes = _notes(chosen)
+            subscription.notes = watch_notes(registered.root, chosen)
             self._watches[subscription.id] = watch
             for located in chosen:
-                if not isinstance(located.module, torch.jit.ScriptModule):
-                    tap = self._tap(registered, located)
+                scripted = isinstance(located.module, torch.jit.ScriptModule)
+                tap = None if scripted else self._tap(registered, located)
+                watch.hooked.add(located, tap)
+                if tap is not None:
                     watch.taps.append(tap)
                     tap.set_sinks((*tap.sinks, watch))
+        keep_out(*CALLED_BY_TORCH)
+        subscription.notes += self.insight.begin(registered.root, watch.hooked.paths, watch.eager)
         return watch
 
     def stop(self, watch_id: str, reason: str = "stopped") -> Counters:
@@ -136,11 +155,27 @@ class HookManager:
             watch = self._watches.pop(watch_id, None)
             if watch is None:
                 return Counters(0, 0, 0)
-            watch.subscription.end(reason)
+            subscription = watch.subscription
+            subscription.end(reason)
             for tap in watch.taps:
                 tap.set_sinks(sink for sink in tap.sinks if sink is not watch)
             self._taps = {key: tap for key, tap in self._taps.items() if tap.sinks}
-        return watch.subscription.counters()
+        self.insight.end(watch.eager)
+        counters = subscription.counters()
+        if subscription.reader is None and (subscription.is_abandoned or subscription.finished):
+            subscription.close()
+        return counters
+
+    def find(self, registered: Registered, watch_id: str) -> Watch:
+        """A watch of a model that somebody reads, or may resume. Raises UnknownWatch."""
+        watch = self._watches.get(watch_id)
+        if watch is None or watch.registered.root is not registered.root or isinstance(watch, _Observer):
+            raise UnknownWatch(
+                f"there is no watch {watch_id!r} of {registered.name}: it has ended, or there was none",
+                hint="make a new watch; one with keep= outlives its reader for so long",
+                field="resume",
+            )
+        return watch
 
     def stop_all(self, reason: str) -> None:
         """End every watch."""
@@ -149,21 +184,22 @@ class HookManager:
 
     def listing(self, registered: Registered) -> list[HookState]:
         """The hooks on a model: the safe point's, then the watches' in PyTorch's module order."""
-        states = _safe_point_hooks(registered.root)
-        with self._mutex:
-            taps = [tap for (model, _), tap in self._taps.items() if model == registered.name]
-            for tap in taps:
-                for kind in KINDS:
-                    ids: dict[str, list[str]] = {}
-                    for sink in tap.sinks:
-                        if isinstance(sink, Watch) and kind in sink.kinds:
-                            ids.setdefault(sink.owner, []).append(sink.subscription.id)
-                    last = tap.last_step.get(kind)
-                    states += [
-                        HookState(tap.path, kind, owner, tuple(its), tap.fired[kind], last)
-                        for owner, its in ids.items()
-                    ]
-        return states
+        return [*_safe_point_hooks(registered.root), *merged(self.states(registered))]
+
+    def states(self, registered: Registered, watch: Watch | None = None) -> list[HookState]:
+        """The hooks of one watch, or of all on a model."""
+        watches = list(self._watches.values()) if watch is None else [watch]
+        mine = [one for one in watches if one.registered.root is registered.root]
+        return [state for one in mine for state in one.hooked.states()]
+
+    def _check_block(self, spec: WatchSpec) -> None:
+        if spec.block_ms > self._block_ms:
+            allowed = f"up to {self._block_ms:g} ms in a step" if self._block_ms else "nobody do that"
+            raise BadRequest(
+                f"it would make training wait {spec.block_ms:g} ms in a step; this server lets {allowed}",
+                hint="raise limits.block_ms in attach, or choose another overflow",
+                field="block_ms",
+            )
 
     def _tap(self, registered: Registered, located: Located) -> ModuleTap:
         key = (registered.name, id(located.module))
@@ -176,12 +212,13 @@ class HookManager:
         return tap
 
 
+def _watch_id(number: int, spec: WatchSpec) -> str:
+    """Of a kept watch no other server gives the same: who comes back to a job that began anew finds none."""
+    return f"watch-{number}-{secrets.token_hex(4)}" if spec.keep else f"watch-{number}"
+
+
 def _safe_point_hooks(root: nn.Module) -> list[HookState]:
-    return [HookState("", kind, "safe point", (), hook.fired, None) for kind, hook in root_hooks(root)]
-
-
-def _notes(chosen: list[Located]) -> tuple[str, ...]:
-    scripted = [located.path for located in chosen if isinstance(located.module, torch.jit.ScriptModule)]
-    if not scripted:
-        return ()
-    return (f"ScriptModules take no hooks, so nothing will come from: {', '.join(map(repr, scripted))}",)
+    return [
+        HookState("", kind, "safe point", (), hook.fired, None, state="fired" if hook.fired else "armed")
+        for kind, hook in root_hooks(root)
+    ]

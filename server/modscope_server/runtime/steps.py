@@ -30,7 +30,8 @@ class StepCounter:
         self._stepped: set[int] = set()
         self._expected = max(1, optimizers)
         self._marked = False
-        self._forwards = False
+        self.sees_forwards = False
+        """Whether training forwards of a root are told of; in compiled code they may not be."""
         self._inside_backward = False
         self._times: deque[float] = deque(maxlen=_RATE_OVER)
 
@@ -50,6 +51,11 @@ class StepCounter:
         return self._marked or bool(self._stepped) or self._inside_backward
 
     @property
+    def of_backward(self) -> int:
+        """The iteration to which an optimizer's step inside backward belongs."""
+        return self.count + (not self._stepped)
+
+    @property
     def per_second(self) -> float:
         """Iterations a second over the last ones; 0.0 where fewer than two are known."""
         times = list(self._times)
@@ -58,7 +64,7 @@ class StepCounter:
 
     def forward_began(self) -> None:
         """A training forward of a registered root begins."""
-        self._forwards = True
+        self.sees_forwards = True
         if self._inside_backward:
             self._inside_backward = False
             if not self._stepped and not self._marked:
@@ -69,7 +75,7 @@ class StepCounter:
 
     def optimizer_stepped(self, optimizer: int) -> None:
         """The optimizer with this id has stepped, outside of backward."""
-        again = optimizer in self._stepped and (self._marked or not self._forwards)
+        again = optimizer in self._stepped and (self._marked or not self.sees_forwards)
         if again:
             self._renew()
         if not self._stepped and not self._marked:

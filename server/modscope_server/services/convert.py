@@ -21,7 +21,7 @@ from modscope_server.inspection.values import (
     TensorRef,
     TupleNode,
 )
-from modscope_server.runtime.hooks import HookState
+from modscope_server.runtime.hook_states import HookState, State
 
 __all__ = [
     "HOOK_KINDS",
@@ -61,6 +61,11 @@ OVERFLOWS: dict[str, event_pb2.Overflow.ValueType] = {
     "drop_newest": event_pb2.OVERFLOW_DROP_NEWEST,
     "disconnect": event_pb2.OVERFLOW_DISCONNECT,
     "block": event_pb2.OVERFLOW_BLOCK,
+}
+_STATES: dict[State, hook_service_pb2.HookState.ValueType] = {
+    "armed": hook_service_pb2.HOOK_STATE_ARMED,
+    "fired": hook_service_pb2.HOOK_STATE_FIRED,
+    "blind": hook_service_pb2.HOOK_STATE_BLIND,
 }
 PHASES: dict[str, event_pb2.Phase.ValueType] = {
     "training": event_pb2.PHASE_TRAINING,
@@ -206,6 +211,9 @@ def hook_info(state: HookState) -> hook_service_pb2.HookInfo:
         fired=state.fired,
         last_step=state.last_step,
         intervention_id=state.intervention_id,
+        state=_STATES[state.state],
+        reason=plain_text(state.reason),
+        remedy=state.remedy,
     )
 
 

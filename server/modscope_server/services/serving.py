@@ -14,8 +14,11 @@ from modscope_server.inspection.changes import Plan
 from modscope_server.inspection.norm_stats import NormHolds
 from modscope_server.runtime.breaks.sources import Sources
 from modscope_server.runtime.breaks.table import BreakTable
+from modscope_server.runtime.direct_use import DirectUse
+from modscope_server.runtime.eager_steps import EagerSteps
 from modscope_server.runtime.entries import Entry
 from modscope_server.runtime.hooks import HookManager
+from modscope_server.runtime.insight import Insight
 from modscope_server.runtime.intervention import InterventionSpec, InterventionState
 from modscope_server.runtime.interventions import Interventions
 from modscope_server.runtime.leases import Leases
@@ -65,6 +68,8 @@ class Serving:
         self.norm_holds = NormHolds(safepoint)
         """Layers whose running statistics are frozen."""
         self.leases = Leases()
+        self.eager_steps = EagerSteps(registry.models.values(), safepoint)
+        self.insight = hooks.insight = Insight(self.eager_steps, DirectUse(safepoint))
         self.interventions = Interventions(self.leases, safepoint)
         self.metrics = Metrics()
         sources = Sources(registry, self.metrics, hooks, lambda: safepoint.serving)

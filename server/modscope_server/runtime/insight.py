@@ -1,0 +1,79 @@
+"""Why a hook has not fired although the loop went on: all that is known beside what it has counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from modscope_server.runtime.compiled import is_compiled
+from modscope_server.runtime.direct_use import DirectUse, used_by_its_owner
+from modscope_server.runtime.eager_steps import EagerSteps, EagerUse
+
+__all__ = ["COMPILED", "NEVER", "Insight"]
+
+COMPILED = "it is compiled, and compiled code skips hooks that came after it: {}"
+NEVER = "never called"
+_DIRECT = (
+    "called as module.forward(...), or its weights are used directly: its parameters get gradients, and it "
+    "is not called"
+)
+
+
+class Insight:
+    """What is known of a server's models beside what their hooks have counted.
+
+    Args:
+        eager_steps: what makes hooks fire in compiled code; None where nothing does.
+        direct_use: finds modules that work without being called; None where nothing does.
+    """
+
+    def __init__(self, eager_steps: EagerSteps | None = None, direct_use: DirectUse | None = None) -> None:
+        self.eager_steps = eager_steps
+        self.direct_use = direct_use
+
+    def begin(self, root: nn.Module, paths: Sequence[str], use: EagerUse) -> tuple[str, ...]:
+        """Have hooks fire in compiled code from here on, a safe point; gives what that means."""
+        if self.eager_steps is None or not paths:
+            return ()
+        self.eager_steps.begin(use)
+        return self.eager_steps.notes(root, paths)
+
+    def end(self, use: EagerUse) -> None:
+        """Have the compiled code back. Idempotent."""
+        if self.eager_steps is not None:
+            self.eager_steps.end(use)
+
+    def look(self) -> None:
+        """See what has changed in the process; at times, on any thread."""
+        if self.eager_steps is not None:
+            self.eager_steps.look()
+
+    def silence(self, root: nn.Module, path: str, raw_path: str, module: nn.Module, since: int) -> str:
+        """Why the hook of a module has not fired since that step, although the loop went on."""
+        obstacle = self.obstacle
+        if obstacle and is_compiled(root, path):
+            return COMPILED.format(obstacle)
+        if type(module).forward is nn.Module.forward:
+            return f"{NEVER}: a {type(module).__name__} has no forward"
+        owner = used_by_its_owner(root, raw_path)
+        if owner:
+            return f"{NEVER}: {owner} uses its weights directly"
+        if self.direct_use is not None and self.direct_use.found(module):
+            return _DIRECT
+        never = f"{NEVER} since step {since}"
+        return f"{never}, unless by compiled code, which skips hooks: {obstacle}" if obstacle else never
+
+    def suspect(self, root: nn.Module, modules: Sequence[nn.Module]) -> None:
+        """Look for signs that these modules work without being called."""
+        if self.direct_use is not None and modules:
+            self.direct_use.suspect(root, modules)
+
+    @property
+    def obstacle(self) -> str:
+        """Why compiled code skips hooks; "" where nothing is compiled, or its steps run eagerly."""
+        return "" if self.eager_steps is None else self.eager_steps.obstacle
+
+    def cost(self, use: EagerUse) -> str:
+        """What it has cost that hooks fire in compiled code; "" where nothing was needed."""
+        return "" if self.eager_steps is None else self.eager_steps.cost(use)
