@@ -57,7 +57,7 @@ endif
 
 check: lint type proto-check ## lint + type + proto-check
 
-bench: .venv/.ok ## Ratios against peers, side by side
+bench: .venv/.bench ## Ratios against peers, side by side
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 docs: .venv/.ok ## Rebuild docs/cli.md; check links and run the pages' Python
@@ -80,6 +80,10 @@ clean: ## Remove environments, caches and reports
 
 .venv/.ok: .venv/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	@touch $@
 
 .venv-proto/.ok: proto/requirements.txt

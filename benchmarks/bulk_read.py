@@ -1,22 +1,24 @@
-"""A whole state_dict, beside a raw grpcio byte stream of the same size.
+"""A whole state_dict, beside a raw grpcio byte stream, and an Arrow Flight do_get, of the same size.
 
 Ours is `model.state_dict()` from the call to the last array, so it holds the wait for the safe point,
-the snapshot and the arrays. The peer sends bytes that were made beforehand and is read into one buffer
-that was there before. Both servers and both clients are processes of their own. Memory is taken from
-fresh ones, which have read nothing before.
+the snapshot and the arrays. The raw peer sends bytes that were made beforehand and is read into one
+buffer that was there before; Arrow's bytes stay in the messages that brought them. All servers and
+clients are processes of their own. Memory is taken from fresh ones, which have read nothing before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Bar, Effort, Row, measure, quantity, ratio
+from benchmarks.measure import Bar, Effort, Row, absent, measure, quantity, ratio
 from benchmarks.processes import Child, answer, forget_peak, peak_memory, workplace
 from modscope_client import connect
 
@@ -37,28 +39,40 @@ def _throughput(mebibytes: int, place: Path, effort: Effort, quick: bool) -> lis
     with (
         Child("benchmarks.models", "bulk", str(mebibytes)) as server,
         _client(server, place) as client,
+        contextlib.ExitStack() as peers,
     ):
         size = client.ask("size")
-        with (
-            Child("benchmarks.peers", "serve", str(place / "raw.sock"), str(size)) as raw,
-            Child("benchmarks.peers", "read", raw.hello["address"], str(size)) as peer,
-        ):
 
-            def beside(word: str, effort: Effort, what: str, bar: Bar | None) -> Row:
-                pairs = measure(lambda: client.ask(word), lambda: peer.ask("read"), effort)
-                ours, others = (size / statistics.median(side) / 1e9 for side in (pairs.ours, pairs.peers))
-                return ratio(
-                    f"{what} of {mebibytes} MiB, throughput beside a raw byte stream",
-                    pairs,
-                    bar=bar,
-                    detail=f"{ours:.2f} beside {others:.2f} GB/s",
-                    invert=True,
-                )
+        def beside(
+            word: str, what: str, peer: Child, peers_name: str, effort: Effort, bar: Bar | None
+        ) -> Row:
+            pairs = measure(lambda: client.ask(word), lambda: peer.ask("read"), effort)
+            ours, others = (size / statistics.median(side) / 1e9 for side in (pairs.ours, pairs.peers))
+            return ratio(
+                f"{what} of {mebibytes} MiB, throughput beside {peers_name}",
+                pairs,
+                bar=bar,
+                detail=f"{ours:.2f} beside {others:.2f} GB/s",
+                invert=True,
+            )
 
-            return [
-                beside("read", effort, "state_dict()", Bar(0.85, at_least=True)),
-                beside("save", Effort(3, 3 if quick else 20, 30.0), "save_state_dict(file)", None),
-            ]
+        read, save = ("read", "state_dict()"), ("save", "save_state_dict(file)")
+        raw = _peer("benchmarks.peers", place / "raw.sock", size, peers)
+        brief = Effort(3, 3 if quick else 20, 30.0)
+        rows = [
+            beside(*read, raw, "a raw byte stream", effort, Bar(0.9, at_least=True)),
+            beside(*save, raw, "a raw byte stream", brief, None),
+        ]
+        if find_spec("pyarrow") is None:
+            return [*rows, absent("state_dict() beside Arrow Flight's do_get", "pyarrow is not installed")]
+        flight = _peer("benchmarks.flight", place / "flight.sock", size, peers)
+        return [*rows, beside(*read, flight, "Arrow Flight's do_get", brief, None)]
+
+
+def _peer(module: str, socket: Path, size: int, peers: contextlib.ExitStack) -> Child:
+    """The client of a peer, whose server runs beside it."""
+    peers.enter_context(Child(module, "serve", str(socket), str(size)))
+    return peers.enter_context(Child(module, "read", str(socket), str(size)))
 
 
 def _memory(mebibytes: int, place: Path) -> list[Row]:
@@ -73,7 +87,7 @@ def _memory(mebibytes: int, place: Path) -> list[Row]:
         peak = {side: child.ask("peak") / _MIB for side, child in sides.items()}
     return [
         quantity(
-            f"the same, the {side}'s peak memory over idle",
+            f"state_dict() of {mebibytes} MiB, the {side}'s peak memory over idle",
             peak[side] - idle[side],
             "MiB",
             bar=bar,

@@ -26,6 +26,8 @@ CLAIMS = {
     "watch-fanout": "watch_fanout",
     "watch-tensors": "watch_tensors",
     "watch-events": "watch_events",
+    "watch-forward": "watch_forward",
+    "watch-compiled": "watch_compiled",
 }
 """Module of each claim."""
 

@@ -1,6 +1,7 @@
 """Raw grpcio at its plainest, in a process of its own: a byte stream and a unary echo, no protobuf.
 
-python -m benchmarks.peers SOCKET [BYTES]
+python -m benchmarks.peers serve SOCKET [BYTES]
+python -m benchmarks.peers read SOCKET BYTES
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import grpc
 
 from benchmarks.processes import answer
 
-__all__ = ["ECHO", "STREAM", "Echo", "Stream", "main"]
+__all__ = ["CHUNK", "ECHO", "STREAM", "Echo", "Stream", "main"]
 
 CHUNK = 1 << 20
 STREAM = "/raw.Peer/Stream"
@@ -84,7 +85,7 @@ def main() -> None:
     if role == "serve":
         _serve(where, size)
     else:
-        _read(where, size)
+        _read(f"unix:{where}", size)
 
 
 def _read(address: str, size: int) -> None:

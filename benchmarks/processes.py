@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Child", "answer", "forget_peak", "peak_memory", "resident_memory", "workplace"]
+__all__ = ["Child", "answer", "environment", "forget_peak", "peak_memory", "resident_memory", "workplace"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -103,19 +103,29 @@ def forget_peak() -> int:
 def workplace() -> Iterator[Path]:
     """A directory for sockets and files of one measurement; servers and clients find each other there."""
     with tempfile.TemporaryDirectory(prefix="msb-") as directory:
+        dropped = dict.fromkeys(("MODSCOPE_ADDRESS", "MODSCOPE_TOKEN", "MODSCOPE_DISABLE"))
         chosen = {"MODSCOPE_RUNTIME_DIR": str(Path(directory) / "run"), "GRPC_ENABLE_FORK_SUPPORT": "0"}
-        dropped = ("MODSCOPE_ADDRESS", "MODSCOPE_TOKEN", "MODSCOPE_DISABLE")
-        before = {name: os.environ.get(name) for name in (*chosen, *dropped)}
-        os.environ.update(chosen)
-        for name in dropped:
-            os.environ.pop(name, None)
-        try:
+        with environment({**dropped, **chosen}):
             yield Path(directory)
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables, for a while; None takes one away."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _status(field: str) -> int:

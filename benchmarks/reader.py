@@ -15,6 +15,10 @@ from modscope_client import connect
 __all__ = ["Reader", "main"]
 
 
+_PATIENCE = 60.0
+"""Seconds for which events are awaited."""
+
+
 class Reader:
     """One watch after another, each read by a thread."""
 
@@ -38,7 +42,8 @@ class Reader:
 
     def wait(self) -> float:
         """Wait until so many events have come as `watch` was told. Gives when that was."""
-        self._reached.wait()
+        if not self._reached.wait(_PATIENCE):
+            raise TimeoutError(f"{self._delivered} of {self._most} events have come: {self._events.counters}")
         return self._latest
 
     def stop(self) -> dict[str, int]:

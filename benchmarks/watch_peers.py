@@ -6,7 +6,6 @@ Each is a context manager over a loop, and gives what is to be called after each
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.processes import environment
 from benchmarks.watch_models import Loop
 
 __all__ = ["has_wandb", "lean_hooks", "naive_hooks", "tensorboard_histograms", "wandb_run"]
@@ -77,7 +77,7 @@ def wandb_run() -> Iterator[Callable[[Loop], contextlib.AbstractContextManager[C
     """An offline run of wandb, which leaves nothing behind. Gives `wandb.watch` of all, at each step."""
     with tempfile.TemporaryDirectory(prefix="msb-") as place:
         places = {f"WANDB_{name}_DIR": place for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
-        with _environment({**_WANDB, **places, "WANDB_DIR": place}):
+        with environment({**_WANDB, **places, "WANDB_DIR": place}):
             import wandb
 
             settings = wandb.Settings(console="off", x_disable_stats=True, disable_git=True, save_code=False)
@@ -136,16 +136,3 @@ def _tensors(output: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(output, tuple | list):
         for index, value in enumerate(output):
             yield from _tensors(value, f"{key}.{index}")
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
