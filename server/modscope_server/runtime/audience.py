@@ -39,7 +39,7 @@ class Listeners(NamedTuple):
 class Audience:
     """Some subscribers at one module, by the kind of hook."""
 
-    __slots__ = ("_parts", "gradients", "is_plain", "kinds", "sinks")
+    __slots__ = ("_parts", "gradients", "is_plain", "kinds", "needs_beginning", "sinks")
 
     def __init__(self, sinks: tuple[Sink, ...]) -> None:
         self.sinks = sinks
@@ -47,6 +47,9 @@ class Audience:
         self.is_plain = all(sink.window.is_plain for sink in sinks)
         """Whether they want each firing."""
         self.gradients = "backward" in self.kinds or "backward_pre" in self.kinds
+        is_rated = any(listeners.rates for listeners in self.kinds.values())
+        self.needs_beginning = is_rated or "forward_pre" in self.kinds or "backward" in self.kinds
+        """Whether the hook before forward is needed: to a rate it tells where whole forwards begin."""
         self._parts: dict[tuple[Sink, ...], Audience] = {}
 
     def of_call(self, step: int, call: int, training: bool, source: int) -> tuple[Audience, Audience]:

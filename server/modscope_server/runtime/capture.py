@@ -159,9 +159,9 @@ class ModuleTap:
     def set_sinks(self, sinks: Iterable[Sink]) -> None:
         """Serve these subscribers: hooks that are needed come, hooks that are not go."""
         self._serve(tuple(sinks))
-        kinds = self._audience.kinds.keys()
-        self._keep("pre", bool(kinds & {"forward_pre", "backward"}))
-        self._keep("post", bool(kinds))
+        audience = self._audience
+        self._keep("pre", audience.needs_beginning)
+        self._keep("post", bool(audience.kinds))
 
     def fault(self, error: Exception, *, raised: bool = False) -> None:
         """Count a fault of ours; after three the tap serves nobody any more.
