@@ -28,6 +28,11 @@ def armed(rpc: Rpc, **fields: Any) -> tuple[Any, Any]:
     return stream, next(stream).created
 
 
+def message_of(stream: Any) -> Any:
+    """The next message that is not about hooks: of them is told at the beginning, and as they change."""
+    return next(message for message in stream if not message.hooks)
+
+
 def events_of(stream: Any, count: int) -> list[Any]:
     """The next `count` events."""
     found: list[Any] = []
@@ -129,13 +134,13 @@ def test_tensors_follow_their_event_in_chunks() -> None:
         stream, _ = armed(rpc, hooks=[1, 2], payload=event_pb2.PAYLOAD_TENSOR)
         output = model(x)
         for tensor in (x, output):
-            message = next(stream)
+            message = message_of(stream)
             (event,) = message.events
             (value,) = event.values
             assert value.tensor.byte_size == tensor.numel() * 4
             chunks = [message.data]
             while sum(map(len, chunks)) < value.tensor.byte_size:
-                message = next(stream)
+                message = message_of(stream)
                 assert not message.events
                 chunks.append(message.data)
             assert all(0 < len(chunk) <= 1 << 20 for chunk in chunks)
@@ -153,7 +158,7 @@ def test_small_tensors_come_together() -> None:
         for _ in range(20):
             model(x)
         while len(events) < 20 * 12:
-            message = next(stream)
+            message = message_of(stream)
             events += message.events
             data += message.data
             messages += 1
@@ -222,7 +227,7 @@ def test_what_is_dropped_is_counted_and_gaps_show_it() -> None:
             sequence: list[int] = []
             beat = None
             while beat is None or beat.published < 5000 or beat.queued:
-                message = next(stream)
+                message = message_of(stream)
                 sequence += [event.seq for event in message.events]
                 beat = message.heartbeat if message.HasField("heartbeat") else beat
             assert beat.published == 5000
@@ -238,7 +243,7 @@ def test_what_is_dropped_is_counted_and_gaps_show_it() -> None:
 def test_a_quiet_watch_sends_heartbeats() -> None:
     with serving(nn.Linear(1, 1), limits=modscope_server.Limits(heartbeat=0.05)) as rpc:
         stream, _ = armed(rpc)
-        beats = [next(stream).heartbeat for _ in range(3)]
+        beats = [message_of(stream).heartbeat for _ in range(3)]
         assert all((beat.published, beat.dropped, beat.queued) == (0, 0, 0) for beat in beats)
         assert beats[0].time.ToNanoseconds() < beats[2].time.ToNanoseconds()
 

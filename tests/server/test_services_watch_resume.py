@@ -13,7 +13,7 @@ from torch import nn
 import modscope_server
 from modscope.v1 import event_pb2
 from tests.server.rpc import Rpc, refused, serving, until
-from tests.server.test_services_hook import armed, events_of, hook_counts, watched
+from tests.server.test_services_hook import armed, events_of, hook_counts, message_of, watched
 
 X = torch.ones(1, 1)
 KEEP = {"keep_seconds": 3600.0}
@@ -54,10 +54,10 @@ def test_tensors_come_again_whole() -> None:
     with serving(model) as rpc:
         stream, created = armed(rpc, payload=event_pb2.PAYLOAD_TENSOR, **KEEP)
         model(torch.ones(1, 2))
-        first = next(stream)
+        first = message_of(stream)
         stream.cancel()
         stream, _ = resumed(rpc, created.watch_id, -1)
-        again = next(stream)
+        again = message_of(stream)
         assert (again.events, again.data) == (first.events, first.data)
         assert len(first.data) == 12
 

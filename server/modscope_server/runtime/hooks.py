@@ -25,6 +25,7 @@ from modscope_server.runtime.sensors import root_hooks
 from modscope_server.runtime.stance import keep_out
 from modscope_server.runtime.watch_notes import watch_notes
 from modscope_server.runtime.watch_spec import WatchSpec
+from modscope_server.runtime.watch_states import Changes
 from modscope_server.runtime.watched_hooks import WatchedHooks
 from modscope_server.runtime.windows import WatchWindow
 
@@ -191,6 +192,15 @@ class HookManager:
         watches = list(self._watches.values()) if watch is None else [watch]
         mine = [one for one in watches if one.registered.root is registered.root]
         return [state for one in mine for state in one.hooked.states()]
+
+    def changes(self, watch: Watch, at_most: float) -> Changes:
+        """What tells of the hooks of a watch as they change; looks every `at_most` seconds in any case."""
+
+        def look() -> list[HookState]:
+            self.insight.look()
+            return self.states(watch.registered, watch)
+
+        return Changes(look, at_most)
 
     def _check_block(self, spec: WatchSpec) -> None:
         if spec.block_ms > self._block_ms:

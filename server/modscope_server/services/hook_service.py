@@ -41,6 +41,7 @@ class HookServicer:
                 notes=reading.notes,
                 heartbeat=self._serving.config.limits.heartbeat,
                 step=registered.step_count,
+                changes=self._serving.hooks.changes(reading.watch, self._serving.config.limits.heartbeat),
             )
         finally:
             self._keeping.leave(reading, call)

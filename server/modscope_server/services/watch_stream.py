@@ -9,8 +9,11 @@ from modscope.v1 import hook_service_pb2
 from modscope.wire import Encoded, Frame
 from modscope_server.errors import LimitExceeded
 from modscope_server.runtime.bus import Reader, Subscription
+from modscope_server.runtime.hook_states import HookState
+from modscope_server.runtime.watch_states import Changes
 from modscope_server.services import convert
 from modscope_server.services.events import messages
+from modscope_server.services.serving import batches
 
 __all__ = ["Sent", "stream"]
 
@@ -26,20 +29,24 @@ def stream(
     notes: Sequence[str],
     heartbeat: float,
     step: Callable[[], int],
+    changes: Changes,
 ) -> Iterator[Sent]:
     """Everything until the watch ends or its reader goes. Raises LimitExceeded where it could not keep up.
 
-    Counters come every `heartbeat` seconds, on a busy stream too.
+    Counters come every `heartbeat` seconds, on a busy stream too; hooks as their state changes, and once more
+    at the end.
     """
     yield Frame(_created(subscription, notes))
     due = time.monotonic() + heartbeat
     while not reader.finished:
-        yield from messages(reader.take(max(0.0, due - time.monotonic())))
+        yield from _hooks(changes.news())
+        yield from messages(reader.take(max(0.0, min(due, changes.due) - time.monotonic())))
         if time.monotonic() >= due and not reader.finished:
             due = time.monotonic() + heartbeat
             yield Frame(_beat(subscription, step()))
     if reader.is_gone:
         return
+    yield from _hooks(changes.news(now=True))
     if reader.is_replaced:
         yield Frame(_ended(subscription, "another reader has resumed it"))
     elif subscription.has_overflowed:
@@ -60,6 +67,11 @@ def _created(subscription: Subscription, notes: Sequence[str]) -> _Response:
             notes=(*subscription.notes, *notes),
         )
     )
+
+
+def _hooks(states: Sequence[HookState]) -> Iterator[Frame[_Response]]:
+    for batch in batches(states) if states else ():
+        yield Frame(_Response(hooks=map(convert.hook_info, batch)))
 
 
 def _beat(subscription: Subscription, step: int) -> _Response:
