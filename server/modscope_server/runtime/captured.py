@@ -43,7 +43,14 @@ def value_in(form: Form, role: str, key: str, tensor: torch.Tensor | None, note:
     """The value in one form; without a tensor, `note` says why."""
     if tensor is None:
         return DraftValue(role, key, (), None, None, None, note)
-    payload = form[0]
+    if type(tensor) is torch.Tensor:
+        return _value_in(form, role, key, tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        return _value_in(form, role, key, tensor)
+
+
+def _value_in(form: Form, role: str, key: str, tensor: torch.Tensor) -> DraftValue:
+    payload, note = form[0], ""
     try:
         if payload == "stats" or payload == "histogram":
             reduction, copy = _reduced(tensor, payload == "histogram", form[1], form[2]), None
@@ -76,7 +83,7 @@ def _reduced(tensor: torch.Tensor, histogram: bool, sample: int, index: str) -> 
     still as it was is told as autograd tells it, by its version; a change through `.data` in between is seen
     by neither.
     """
-    if tensor.is_inference():
+    if type(tensor) is not torch.Tensor or tensor.is_inference():
         return reduce(part_of(tensor, index) if index else tensor, histogram=histogram, sample=sample)
     last, version = _LAST, tensor._version
     if last.tensor is None or last.tensor() is not tensor or last.version != version:
