@@ -161,7 +161,7 @@ def test_all_subscribers_of_a_form_are_given_the_same_draft() -> None:
     fan = Fan(queues)
     subscriptions = [subscribed(fan, queues) for _ in range(3)]
     fan.publish(draft(7))
-    found = {id(Reader(one).take(0).drafts[0][1]) for one in subscriptions}
+    found = {id(Reader(one).take(0).runs[0].block) for one in subscriptions}
     assert len(found) == 1
 
 
@@ -179,7 +179,7 @@ def test_disconnect_ends_the_watch_and_tells_the_one_who_must_take_its_hooks_awa
     fan.publish(draft(9))
     assert queue.has_overflowed
     assert queue.ended == "its queue was full"
-    assert told
+    until(lambda: told)
     assert [event.seq for event in queue.drain(0)] == [0, 1, 2]
     assert queue.finished
 
@@ -200,7 +200,7 @@ def test_a_tensor_is_free_once_the_queue_has_let_it_go(overflow: Overflow) -> No
     assert queues.budget.total == 2 * 40
     batch = Reader(queue).take(0)
     assert queues.budget.total == 0
-    batch.drafts.popleft()
+    batch.runs.popleft()
     assert sum(reference() is not None for reference in alive) == 1
     del batch
     assert not any(reference() for reference in alive)

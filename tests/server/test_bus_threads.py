@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from modscope_server.runtime.bus import Counters, Fan, Overflow, Queues, Reader, Subscription
+from modscope_server.runtime.bus import Batch, Counters, Fan, Overflow, Queues, Reader, Subscription
 from tests.server.rpc import until
 from tests.server.test_bus import alone, draft, subscribed
+
+
+def numbers(batch: Batch) -> list[int]:
+    return [number for run in batch.runs for number, _ in run.numbered()]
 
 
 def started(act: Callable[[], object]) -> threading.Thread:
@@ -31,9 +35,7 @@ class Reading:
 
     def _read(self) -> None:
         while not self._reader.finished and len(self.got) < self._most:
-            batch = self._reader.take(5, limit=37)
-            while batch.drafts:
-                self.got.append(batch.drafts.popleft()[0])
+            self.got += numbers(self._reader.take(5, limit=37))
 
 
 @pytest.mark.parametrize("elements", [0, 5])
@@ -92,10 +94,10 @@ def test_a_hook_that_waits_lets_the_reader_run_and_is_let_go_by_it() -> None:
     reader = Reader(queue)
     fan.publish(draft(0))
     waiting = started(lambda: fan.publish(draft(0)))
-    assert [entry[0] for entry in reader.take(0).drafts] == [0]
+    assert numbers(reader.take(0)) == [0]
     waiting.join(30)
     assert not waiting.is_alive()
-    assert [entry[0] for entry in reader.take(30).drafts] == [1]
+    assert numbers(reader.take(30)) == [1]
 
 
 def test_training_waits_no_longer_than_it_may_in_each_step_and_then_the_oldest_goes() -> None:
@@ -146,7 +148,7 @@ def test_a_new_reader_takes_over_at_once_and_the_old_one_gets_no_more() -> None:
     assert not first.thread.is_alive()
     fan.publish(draft(0))
     assert not first.got
-    assert [entry[0] for entry in second.take(30).drafts] == [0]
+    assert numbers(second.take(30)) == [0]
     assert not queue.is_abandoned
     assert queue.leave(second)
     assert queue.is_abandoned

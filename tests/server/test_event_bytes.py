@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modscope.fields import integer
 from modscope.v1 import event_pb2, hook_service_pb2
 from modscope_server.inspection.partial_sums import Part
 from modscope_server.inspection.records import HistogramRecord
 from modscope_server.inspection.statistics import Reduction, reduce
 from modscope_server.runtime.drafts import Draft, DraftValue
-from modscope_server.services.event_bytes import entry
+from modscope_server.runtime.runs import Block, Run
+from modscope_server.services.event_bytes import common_part, entries
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 COUNT = st.integers(0, (1 << 53) - 1)
@@ -115,9 +115,12 @@ def told_value(value: DraftValue) -> dict[str, Any]:
 
 
 def sent(draft: Draft, sequence: int, dropped: int) -> event_pb2.Event:
-    response = hook_service_pb2.WatchResponse.FromString(entry(sequence, draft, integer(10, dropped)))
-    (event,) = response.events
+    (event,) = all_sent(Run(sequence, Block([draft]), 0, 1), dropped)
     return event
+
+
+def all_sent(run: Run, dropped: int = 0) -> list[event_pb2.Event]:
+    return list(hook_service_pb2.WatchResponse.FromString(entries(run, dropped)).events)
 
 
 @given(DRAFTS, COUNT, COUNT)
@@ -126,16 +129,14 @@ def test_the_bytes_say_what_the_generated_class_says(draft: Draft, sequence: int
     got = sent(draft, sequence, dropped)
     # Not ==, by which nan differs from itself.
     assert got.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
-    assert len(entry(sequence, draft, integer(10, dropped))) == len(
-        hook_service_pb2.WatchResponse(events=[expected]).SerializeToString()
-    )
+    assert len(common_part(draft)) == len(told(draft, 0, 0).SerializeToString())
 
 
 def test_numbers_that_are_none_are_absent_and_others_are_not() -> None:
     nothing = reduce(torch.tensor([math.nan, math.inf]))
     zeros = reduce(torch.zeros(3))
     values = tuple(DraftValue("output", "", (3,), "float32", reduction) for reduction in (nothing, zeros))
-    event = sent(Draft(0, "m", "p", "p", "T", "forward", 0, False, 0.0, values), 0, 0)
+    event = sent(plain(values=values), 0, 0)
     absent, present = (value.stats for value in event.values)
     assert (absent.count, absent.nan, absent.inf) == (2, 1, 1)
     for name in ("mean", "std", "min", "max", "norm"):
@@ -144,13 +145,32 @@ def test_numbers_that_are_none_are_absent_and_others_are_not() -> None:
         assert getattr(present, name) == 0.0
 
 
+def plain(step: int = 1, values: tuple[DraftValue, ...] = ()) -> Draft:
+    return Draft(step, "m", "p", "p", "T", "forward", 0, False, 0.0, values)
+
+
+@given(st.integers(0, 1 << 22), st.integers(1, 150), st.integers(0, 200), st.data())
+def test_each_subscriber_has_its_own_numbers_in_what_all_are_sent(
+    first: int, length: int, dropped: int, data: st.DataObject
+) -> None:
+    block = Block([plain(step) for step in range(length)])
+    for _ in range(3):
+        start = data.draw(st.integers(0, length - 1))
+        run = Run(first, block, start, data.draw(st.integers(start + 1, length)))
+        events = all_sent(run, dropped)
+        assert [event.seq for event in events] == list(range(first, run.end))
+        assert [event.step for event in events] == list(range(start, run.stop))
+        assert {event.dropped for event in events} == {dropped}
+
+
 def test_an_event_is_encoded_once_for_all_subscribers() -> None:
-    draft = Draft(1, "m", "p", "p", "T", "forward", 0, False, 0.0, ())
-    first = sent(draft, 5, 0)
-    kept = draft.encoded
-    second = sent(draft, 7, 2)
+    block = Block([plain()])
+    (first,) = all_sent(Run(5, block, 0, 1))
+    kept = block.drafts[0].encoded
     assert kept is not None
-    assert draft.encoded is kept
-    assert ((first.seq, first.dropped), (second.seq, second.dropped)) == ((5, 0), (7, 2))
-    first.seq, first.dropped = second.seq, second.dropped
-    assert first == second
+    (second,) = all_sent(Run(700, block, 0, 1), 2)
+    (third,) = all_sent(Run(9, Block(block.drafts), 0, 1))
+    assert block.drafts[0].encoded is kept
+    assert [(event.seq, event.dropped) for event in (first, second, third)] == [(5, 0), (700, 2), (9, 0)]
+    first.seq = second.seq = third.seq = second.dropped = 0
+    assert first == second == third

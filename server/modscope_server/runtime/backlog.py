@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Sequence
-from itertools import repeat
-from typing import TypeAlias
 
 from modscope_server.runtime.budget import Budget
-from modscope_server.runtime.drafts import Draft
+from modscope_server.runtime.runs import Block, Run
 
-__all__ = ["Backlog", "Entry"]
-
-Entry: TypeAlias = tuple[int, Draft, int]
-"""Sequence number, draft, and bytes of its tensors."""
+__all__ = ["Backlog"]
 
 _GAPS = 4096
 """Runs of dropped events that are remembered."""
+
+
+class _Store:
+    """Runs in order, and how much they hold."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.runs: deque[Run] = deque()
+        self.length = 0
+        self.bytes = 0
+        self._budget = budget
+
+    def append(self, run: Run) -> None:
+        """Take a run in, behind the others."""
+        self.runs.append(run)
+        self.length += run.length
+        if run.block.size:
+            self.bytes += run.block.size
+            self._budget.hold(run.block.drafts)
+
+    def cut(self, most: int) -> Run:
+        """Take the oldest run out, or its first so many."""
+        run = self.runs.popleft()
+        if run.length > most:
+            run, rest = run.split(most)
+            self.runs.appendleft(rest)
+        self.length -= run.length
+        if run.block.size:
+            self.bytes -= run.block.size
+            self._budget.release(run.block.drafts)
+        return run
 
 
 class Backlog:
@@ -37,142 +61,138 @@ class Backlog:
         self.size = min(size, budget.limit)
         self.published = 0
         self.dropped = 0
-        self.waiting: deque[Entry] = deque()
-        self.waiting_bytes = 0
-        self._kept: deque[Entry] = deque()
-        self._kept_bytes = 0
+        self._waiting = _Store(budget)
+        self._kept = _Store(budget)
         self._keeps = keeps
         self._gaps: deque[range] = deque(maxlen=_GAPS)
-        self._budget = budget
+
+    @property
+    def waiting(self) -> int:
+        """Events that wait."""
+        return self._waiting.length
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of their tensors."""
+        return self._waiting.bytes
 
     @property
     def bytes(self) -> int:
         """Bytes of tensors that it holds on to."""
-        return self.waiting_bytes + self._kept_bytes
+        return self._waiting.bytes + self._kept.bytes
 
     @property
     def oldest(self) -> int:
         """Number of the oldest event that it holds on to, or of the next one that comes."""
-        held = self._kept or self.waiting
-        return held[0][0] if held else self.published
+        held = self._kept.runs or self._waiting.runs
+        return held[0].first if held else self.published
 
-    def has_room(self, size: int) -> bool:
-        """Whether one more event, with so many bytes, fits."""
-        return len(self.waiting) < self.events and self.waiting_bytes + size <= self.size
+    def room(self, size: int) -> int:
+        """How many more events fit that have so many bytes together."""
+        if self._waiting.bytes + size > self.size:
+            return 0
+        return self.events - self._waiting.length
 
-    def extend(self, drafts: Sequence[Draft]) -> bool:
-        """Add drafts without tensors; False, and nothing is done, where that needs a closer look."""
-        over = len(self.waiting) + len(self._kept) + len(drafts) - self.events
-        if over > len(self._kept):
-            return False
-        for _ in range(over):
-            self._forget()
-        end = self.published + len(drafts)
-        self.waiting.extend(zip(range(self.published, end), drafts, repeat(0)))
-        self.published = end
-        return True
-
-    def add(self, draft: Draft, size: int) -> None:
-        """Add a draft: what was taken goes first where room is needed, then the oldest that waits."""
-        sequence = self.published
-        self.published += 1
-        if size > self.size:
-            self._lose(sequence)
+    def add(self, block: Block) -> None:
+        """Add all of a block: what was taken goes first where room is needed, then the oldest that waits."""
+        length = len(block.drafts)
+        if block.size > self.size:
+            self.refuse(length)
             return
-        while self._kept and not (
-            len(self.waiting) + len(self._kept) < self.events and self.bytes + size <= self.size
+        excess = max(0, length - self.events)
+        if excess:
+            self._drop(self.waiting)
+            self.refuse(excess)
+            length -= excess
+        kept, waiting = self._kept, self._waiting
+        while kept.runs and (
+            kept.length + waiting.length + length > self.events or self.bytes + block.size > self.size
         ):
-            self._forget()
-        while not self.has_room(size):
-            self._drop()
-        self.waiting.append((sequence, draft, size))
-        if size:
-            self.waiting_bytes += size
-            self._budget.hold(draft)
+            kept.cut(max(1, kept.length + waiting.length + length - self.events))
+        while waiting.length + length > self.events or waiting.bytes + block.size > self.size:
+            self._drop(max(1, waiting.length + length - self.events))
+        waiting.append(Run(self.published, block, excess, excess + length))
+        self.published += length
 
-    def refuse(self) -> None:
-        """Count a draft that comes and is dropped."""
-        self._lose(self.published)
-        self.published += 1
+    def add_some(self, block: Block) -> int:
+        """Add what fits. Gives how many do not, which are not counted."""
+        length = min(len(block.drafts), self.room(block.size))
+        if length <= 0:
+            return len(block.drafts)
+        self.add(block if length == len(block.drafts) else Block(block.drafts[:length]))
+        return len(block.drafts) - length
 
-    def give_way(self) -> bool:
-        """Let go of the oldest event; False where there is none."""
-        if self._kept:
-            self._forget()
-        elif self.waiting:
-            self._drop()
-        else:
-            return False
-        return True
+    def refuse(self, count: int) -> None:
+        """Count events that come and are dropped."""
+        if count:
+            self._lose(range(self.published, self.published + count))
+            self.published += count
 
-    def take(self, events: int, size: int) -> deque[Entry]:
+    def give_way(self) -> None:
+        """Let go of the oldest event, where there is one."""
+        if self._kept.runs:
+            self._kept.cut(1)
+        elif self._waiting.runs:
+            self._drop(1)
+
+    def take(self, events: int, size: int) -> deque[Run]:
         """Take the oldest, no more than `events`, and none once there are `size` bytes."""
-        if len(self.waiting) <= events and not self.waiting_bytes:
-            taken, self.waiting = self.waiting, deque()
-        else:
-            taken = deque()
-            found = 0
-            while self.waiting and len(taken) < events and found < size:
-                taken.append(self.waiting.popleft())
-                found += taken[-1][2]
-            self.waiting_bytes -= found
+        taken: deque[Run] = deque()
+        left, found = events, 0
+        while self._waiting.runs and left > 0 and found < size:
+            run = self._waiting.cut(left)
+            left -= run.length
+            found += run.block.size
+            taken.append(run)
             if self._keeps:
-                self._kept_bytes += found
-            else:
-                for _, draft, weight in taken:
-                    if weight:
-                        self._budget.release(draft)
-        if self._keeps:
-            self._kept.extend(taken)
+                self._kept.append(run)
         return taken
 
     def rewind(self, after: int) -> int:
         """Let what came after a sequence number wait again. Gives how much of it is lost."""
-        while self._kept and self._kept[0][0] <= after:
-            self._forget()
-        self.waiting.extendleft(reversed(self._kept))
-        self.waiting_bytes += self._kept_bytes
-        self._kept.clear()
-        self._kept_bytes = 0
-        first = self.waiting[0][0] if self.waiting else self.published
-        missing = range(after + 1, first)
+        kept, waiting = self._kept, self._waiting
+        while kept.runs and kept.runs[0].first <= after:
+            kept.cut(after + 1 - kept.runs[0].first)
+        again = _Store(self._waiting._budget)
+        for store in (kept, waiting):
+            while store.runs:
+                again.append(store.cut(store.length))
+        self._waiting = again
+        return self._settle(range(after + 1, self.oldest))
+
+    def clear(self) -> None:
+        """Let go of everything; what waited is dropped."""
+        while self._kept.runs:
+            self._kept.cut(self._kept.length)
+        self._drop(self._waiting.length)
+
+    def _settle(self, missing: range) -> int:
+        """Count as dropped what is missing, and has not been counted. Gives how much."""
         lost = len(missing)
         gaps: list[range] = [missing]
         for gap in self._gaps:
             before, behind = _cut(gap, stop=missing.start), _cut(gap, start=missing.stop)
             lost -= len(gap) - len(before) - len(behind)
             gaps += (before, behind)
-        # Where the gaps are too many to be remembered, no more is lost than was taken.
-        lost = max(0, min(lost, self.published - self.dropped - len(self.waiting)))
         self._gaps = deque(filter(len, gaps), maxlen=_GAPS)
+        # Where the gaps are too many to be remembered, no more is lost than was taken.
+        lost = max(0, min(lost, self.published - self.dropped - self.waiting))
         self.dropped += lost
         return lost
 
-    def clear(self) -> None:
-        """Let go of everything; what waited is dropped."""
-        while self.give_way():
-            pass
+    def _drop(self, count: int) -> None:
+        """Drop so many of the oldest that wait."""
+        while count > 0:
+            run = self._waiting.cut(count)
+            count -= run.length
+            self._lose(range(run.first, run.end))
 
-    def _drop(self) -> None:
-        sequence, draft, size = self.waiting.popleft()
-        self._lose(sequence)
-        if size:
-            self.waiting_bytes -= size
-            self._budget.release(draft)
-
-    def _forget(self) -> None:
-        _, draft, size = self._kept.popleft()
-        if size:
-            self._kept_bytes -= size
-            self._budget.release(draft)
-
-    def _lose(self, sequence: int) -> None:
-        self.dropped += 1
+    def _lose(self, numbers: range) -> None:
+        self.dropped += len(numbers)
         if self._keeps:
-            if self._gaps and self._gaps[-1].stop == sequence:
-                self._gaps[-1] = range(self._gaps[-1].start, sequence + 1)
-            else:
-                self._gaps.append(range(sequence, sequence + 1))
+            if self._gaps and self._gaps[-1].stop == numbers.start:
+                numbers = range(self._gaps.pop().start, numbers.stop)
+            self._gaps.append(numbers)
 
 
 def _cut(run: range, *, start: int = 0, stop: int = sys.maxsize) -> range:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+import torch
+
 from modscope_server.runtime.drafts import Draft
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "copies"]
 
 
 class Budget:
@@ -25,21 +29,27 @@ class Budget:
         """Whether something has to give way."""
         return self.total > self.limit
 
-    def hold(self, draft: Draft) -> None:
-        """A queue takes a draft."""
-        for value in draft.values:
-            if value.copy is not None:
-                holders = self._holders.get(id(value.copy), 0)
-                self._holders[id(value.copy)] = holders + 1
-                if not holders:
-                    self.total += value.copy.nbytes
+    def hold(self, drafts: Iterable[Draft]) -> None:
+        """A queue takes drafts."""
+        for copy in copies(drafts):
+            holders = self._holders.get(id(copy), 0)
+            self._holders[id(copy)] = holders + 1
+            if not holders:
+                self.total += copy.nbytes
 
-    def release(self, draft: Draft) -> None:
-        """A queue that held it lets it go."""
+    def release(self, drafts: Iterable[Draft]) -> None:
+        """A queue that held them lets them go."""
+        for copy in copies(drafts):
+            holders = self._holders.pop(id(copy)) - 1
+            if holders:
+                self._holders[id(copy)] = holders
+            else:
+                self.total -= copy.nbytes
+
+
+def copies(drafts: Iterable[Draft]) -> Iterator[torch.Tensor]:
+    """The tensors that drafts hold on to."""
+    for draft in drafts:
         for value in draft.values:
             if value.copy is not None:
-                holders = self._holders.pop(id(value.copy)) - 1
-                if holders:
-                    self._holders[id(value.copy)] = holders
-                else:
-                    self.total -= value.copy.nbytes
+                yield value.copy

@@ -11,6 +11,7 @@ from collections import deque
 
 from modscope_server.runtime.drafts import Draft, DraftValue, HookEvent, HookValue
 from modscope_server.runtime.queues import Queues
+from modscope_server.runtime.runs import blocks_of
 from modscope_server.runtime.subscription import Batch, Counters, Overflow, Reader, Subscription
 
 __all__ = [
@@ -80,10 +81,9 @@ class Fan:
         if not recent:
             return
         # Other threads may append meanwhile, and take nothing out.
-        drafts = [recent.popleft() for _ in range(len(recent))]
-        sizes = [_size(draft) for draft in drafts]
+        blocks = blocks_of([recent.popleft() for _ in range(len(recent))])
         for subscription in self._subscriptions:
-            subscription.accept(drafts, sizes)
+            subscription.accept(blocks)
         self._queues.settle()
         self.expect()
 
@@ -110,7 +110,7 @@ class Fan:
         with self._queues.mutex:
             for subscription in self._subscriptions:
                 if subscription.overflow == "block":
-                    subscription.await_room(draft.step, _size(draft))
+                    subscription.await_room(draft.step, blocks_of((draft,))[0].size)
             self._recent.append(draft)
             self.spread()
         self._tell()
@@ -118,13 +118,4 @@ class Fan:
     def _tell(self) -> None:
         for subscription in self._subscriptions:
             if subscription.has_overflowed:
-                subscription.on_overflow()
-
-
-def _size(draft: Draft) -> int:
-    """Bytes of its tensors."""
-    size = 0
-    for value in draft.values:
-        if value.copy is not None:
-            size += value.copy.nbytes
-    return size
+                subscription.tell_of_overflow()

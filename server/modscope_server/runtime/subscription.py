@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -10,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from modscope_server.runtime.backlog import Backlog, Entry
-from modscope_server.runtime.drafts import Draft, HookEvent, event_of
+from modscope_server.runtime.backlog import Backlog
+from modscope_server.runtime.drafts import HookEvent, event_of
 from modscope_server.runtime.queues import Queues
+from modscope_server.runtime.runs import Block, Run
 
 __all__ = ["Batch", "Counters", "Overflow", "Reader", "Subscription"]
 
@@ -28,7 +30,7 @@ _BATCH = 1024
 class Batch(NamedTuple):
     """Events that a subscriber takes from its queue at one time."""
 
-    drafts: deque[Entry]
+    runs: deque[Run]
     """Oldest first. Who sends them takes them out, so that nothing is held."""
     dropped: int
     """Events that the subscription had lost by then."""
@@ -99,7 +101,7 @@ class Subscription:
         self.skipped: Callable[[], int] = int
         """Tells how many firings its rate has left out."""
         self.on_overflow: Callable[[], object] = _nothing
-        """Called, without a lock and in a hook, where it has ended because its queue was full."""
+        """Called, on a thread of its own, where it has ended because its queue was full."""
         self.source: _Source = _Nowhere()
         """The fan that it is in."""
         self.queues = queues or Queues(1 << 62)
@@ -121,21 +123,25 @@ class Subscription:
         """Bytes of tensors that it holds on to."""
         return self.backlog.bytes
 
-    def accept(self, drafts: Sequence[Draft], sizes: Sequence[int]) -> None:
-        """Queue drafts, with the bytes of their tensors; under the lock."""
-        if self.ended is not None:
-            return
-        backlog = self.backlog
-        if any(sizes) or not backlog.extend(drafts):
-            for draft, size in zip(drafts, sizes, strict=True):
-                self._accept(draft, size)
+    def accept(self, blocks: Sequence[Block]) -> None:
+        """Queue drafts; under the lock."""
+        for block in blocks:
+            if self.ended is not None:
+                return
+            if self.overflow == "drop_newest":
+                self.backlog.refuse(self.backlog.add_some(block))
+            elif self.overflow != "disconnect":
+                self.backlog.add(block)
+            elif self.backlog.add_some(block):
+                self.backlog.refuse(1)
+                self._overflow()
         self.ring()
 
     def ring(self) -> None:
         """Wake the reader where there is enough for it; under the lock."""
         reader, backlog = self.reader, self.backlog
         if reader is not None and (
-            len(backlog.waiting) >= reader.enough
+            backlog.waiting >= reader.enough
             or (backlog.waiting_bytes >= self.crowd_bytes and reader.enough < math.inf)
             or self.ended is not None
         ):
@@ -158,6 +164,14 @@ class Subscription:
             self._overflow()
         self.backlog.give_way()
 
+    def tell_of_overflow(self) -> None:
+        """Have somebody take the hooks away, once. Not in the hook that calls this: torch walks over them."""
+        act, self.on_overflow = self.on_overflow, _nothing
+        if act is not _nothing:
+            # As the interpreter exits no thread can be started, and no hook matters any more.
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=act, name="modscope-overflow", daemon=True).start()
+
     def take(self, reader: Reader, limit: int) -> Batch:
         """What a reader takes; nothing where another one has come."""
         with self.queues.mutex:
@@ -171,17 +185,15 @@ class Subscription:
     def drain(self, timeout: float, limit: int = _BATCH) -> list[HookEvent]:
         """Events with their values in host memory, for a reader in this process."""
         reader = self.reader or Reader(self)
-        drafts, dropped = reader.take(timeout, limit)
-        return [event_of(sequence, draft, dropped) for sequence, draft, _ in drafts]
+        runs, dropped = reader.take(timeout, limit)
+        return [event_of(number, draft, dropped) for run in runs for number, draft in run.numbered()]
 
     def counters(self) -> Counters:
         """What it has seen so far."""
         with self.queues.mutex:
             self.source.spread()
             log = self.backlog
-            return Counters(
-                log.published, log.dropped, len(log.waiting), self.skipped(), self._blocked_seconds
-            )
+            return Counters(log.published, log.dropped, log.waiting, self.skipped(), self._blocked_seconds)
 
     @property
     def finished(self) -> bool:
@@ -226,22 +238,11 @@ class Subscription:
         with self.queues.mutex:
             return self.backlog.rewind(self.backlog.oldest - 1 if after is None else after)
 
-    def _accept(self, draft: Draft, size: int) -> None:
-        backlog = self.backlog
-        if self.ended is not None:
-            return
-        if self.overflow in ("drop_newest", "disconnect") and not backlog.has_room(size):
-            backlog.refuse()
-            if self.overflow == "disconnect":
-                self._overflow()
-        else:
-            backlog.add(draft, size)
-
     def _admits(self, size: int) -> bool:
         """Whether a hook need not wait: there is room, or nobody who will make some."""
         backlog = self.backlog
         is_hopeless = self.ended is not None or self.reader is None or size > backlog.size
-        return is_hopeless or backlog.has_room(size)
+        return is_hopeless or backlog.room(size) > 0
 
     def _overflow(self) -> None:
         self.has_overflowed = True
@@ -287,7 +288,7 @@ class Reader:
             self._wait(subscription.crowd, min(timeout, subscription.queues.pace))
         self._wait(1, deadline - time.monotonic())
         batch = subscription.take(self, limit)
-        self._is_busy = bool(batch.drafts)
+        self._is_busy = bool(batch.runs)
         return batch
 
     def give_up(self) -> None:

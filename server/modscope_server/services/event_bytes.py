@@ -1,14 +1,16 @@
 """Drafts -> the wire bytes of an Event, joined by hand.
 
-Everything but `seq` and `dropped` is the same for all subscribers of a form: it is encoded once, on the
-thread of whoever needs it first, and kept with the draft. What stays the same from step to step is encoded
-once for each module. tests/server/test_event_bytes.py holds these bytes against the generated class.
+Everything but `seq` and `dropped`, which stand at its end, is the same for all subscribers of a form: it is
+encoded once, on the thread of whoever needs it first, and kept with the draft. What stays the same from step
+to step is encoded once for each module. tests/server/test_event_bytes.py holds these bytes against the
+generated class.
 """
 
 from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from itertools import chain
 
 from modscope import wire
 from modscope.fields import doubles, fresh_varint, integer, integers, message, real, tag, text, varint
@@ -16,9 +18,10 @@ from modscope.v1 import event_pb2
 from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
 from modscope_server.inspection.tensors import dtype_name, nbytes
 from modscope_server.runtime.drafts import Draft, DraftValue
+from modscope_server.runtime.runs import Run
 from modscope_server.services.convert import HOOK_KINDS
 
-__all__ = ["common_part", "entry"]
+__all__ = ["common_part", "entries"]
 
 _ROLES: dict[str, event_pb2.Role.ValueType] = {
     "input": event_pb2.ROLE_INPUT,
@@ -42,16 +45,33 @@ _STATS = tag(5, 2)
 _MOMENTS = struct.Struct("<BdBdBdBdBd")
 
 
-def entry(sequence: int, draft: Draft, dropped: bytes) -> bytes:
-    """An event as it stands in a WatchResponse. `dropped`: that field, which a batch has in common."""
+def entries(run: Run, dropped: int) -> bytes:
+    """The events of a run as they stand in a WatchResponse."""
+    first, block, start, stop = run
+    numbers = [varint(number) for number in range(first, run.end)]
+    if dropped:
+        lost = integer(10, dropped)
+        numbers = [number + lost for number in numbers]
+    width = len(numbers[0])
+    if len(numbers[-1]) != width:
+        # The numbers grow longer within the run.
+        frames = [
+            _frame(draft, len(number))
+            for draft, number in zip(block.drafts[start:stop], numbers, strict=True)
+        ]
+    else:
+        frames = block.frames.get(width) or [_frame(draft, width) for draft in block.drafts]
+        block.frames[width] = frames
+        frames = frames[start:stop]
+    return b"".join(chain.from_iterable(zip(frames, numbers, strict=True)))
+
+
+def _frame(draft: Draft, width: int) -> bytes:
+    """An event up to its number, behind which `width` bytes follow in all."""
     body = draft.encoded
     if body is None:
         body = draft.encoded = common_part(draft)
-    length = len(body) + len(dropped)
-    if not sequence:
-        return b"".join((_EVENTS, varint(length), body, dropped))
-    number = fresh_varint(sequence)
-    return b"".join((_EVENTS, varint(length + 1 + len(number)), body, _SEQ, number, dropped))
+    return b"".join((_EVENTS, varint(len(body) + len(_SEQ) + width), body, _SEQ))
 
 
 def common_part(draft: Draft) -> bytes:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import torch
 
-from modscope.fields import integer
 from modscope.tensor import CHUNK_BYTES, chunks
 from modscope.wire import Encoded, Frame
 from modscope_server.inspection.tensors import plain_data
+from modscope_server.runtime.budget import copies
 from modscope_server.runtime.bus import Batch
-from modscope_server.services.event_bytes import entry
+from modscope_server.services.event_bytes import entries
 
 __all__ = ["messages"]
 
@@ -22,28 +22,26 @@ _NOTHING = Encoded(b"")
 def messages(batch: Batch) -> Iterator[Frame[Encoded]]:
     """The events of a batch, some hundred in a message, each with the bytes of its tensors behind it.
 
-    Drafts are taken out of the batch, so that a tensor is free as soon as its last chunk is.
+    Runs are taken out of the batch, so that a tensor is free as soon as its last chunk is.
     """
-    dropped = integer(10, batch.dropped)
-    entries: list[bytes] = []
+    parts: list[bytes] = []
     tensors: deque[memoryview] = deque()
     size = 0
-    while batch.drafts:
-        sequence, draft, _ = batch.drafts.popleft()
-        entries.append(entry(sequence, draft, dropped))
-        size += len(entries[-1])
-        for value in draft.values:
-            if value.copy is not None:
-                tensors.append(_bytes_of(value.copy))
-                size += tensors[-1].nbytes
-        if size >= CHUNK_BYTES or not batch.drafts:
-            header = Encoded(b"".join(entries))
+    while batch.runs:
+        run = batch.runs.popleft()
+        parts.append(entries(run, batch.dropped))
+        size += len(parts[-1])
+        if run.block.size:
+            tensors.extend(map(_bytes_of, copies(run.block.drafts)))
+            size += run.block.size
+        if size >= CHUNK_BYTES or not batch.runs:
+            header = Encoded(b"".join(parts))
             for chunk in _pieces(tensors):
                 yield Frame(header, chunk)
                 header = _NOTHING
             if header is not _NOTHING:
                 yield Frame(header)
-            entries, size = [], 0
+            parts, size = [], 0
 
 
 def _pieces(tensors: deque[memoryview]) -> Iterator[memoryview | bytes]:
