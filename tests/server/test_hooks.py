@@ -93,6 +93,39 @@ def test_hooks_under_a_compiled_whole_graph_do_not_break_it(manager: HookManager
     assert torch.equal(compiled(inputs), inputs + model.f(inputs))
 
 
+def test_a_watched_model_is_traced_as_one_that_nobody_watches(manager: HookManager) -> None:
+    model, x = Residual(), torch.randn(2, 3)
+    twin = copy.deepcopy(model)
+    watch = armed(manager, model, kinds=ALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced, expected = (torch.jit.trace(one, x, check_trace=False) for one in (model, twin))
+    nodes = [[node.kind() for node in one.inlined_graph.nodes()] for one in (traced, expected)]
+    assert nodes[0] == nodes[1]
+    assert drained(watch) == []
+
+
+def test_transformations_of_torch_func_are_told_and_right(manager: HookManager) -> None:
+    model, x = Residual(), torch.randn(5, 3)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: Any, row: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.func.functional_call(model, parameters, (row,))
+        return out.square().sum()
+
+    of_each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    expected = of_each(parameters, x)
+    watches = [armed(manager, model, kinds=ALL, payload=payload) for payload in ("stats", "tensor")]
+    for name, gradient in of_each(parameters, x).items():
+        assert torch.equal(gradient, expected[name])
+    for watch in watches:
+        events = drained(watch)
+        assert {event.path for event in events} == {"", "f"}
+        values = [value for event in events for value in event.values if value.dtype is not None]
+        assert all(value.tensor is None and "torch.func" in value.note for value in values)
+        assert not any(tap.faults for tap in watch.taps)
+
+
 def test_arming_and_disarming_beside_a_running_forward_never_breaks_it(manager: HookManager) -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(8)))
     stop, errors = threading.Event(), []

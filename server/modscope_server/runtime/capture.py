@@ -41,6 +41,7 @@ _STOPS_EARLY = "_StopRecomputationError"
 _backward_id = torch._C._current_graph_task_id
 _grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
+_is_tracing = torch._C._get_tracing_state
 _runs_compiled = get_eval_frame_callback
 
 
@@ -63,7 +64,7 @@ class _Before(_Hook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        if _is_compiling() or _runs_compiled():
+        if _is_compiling() or _runs_compiled() or _is_tracing():
             return None
         tap = self._tap()
         if tap is None or not tap.sinks or not stands_for(module, tap.module()):
@@ -81,7 +82,7 @@ class _After(_Hook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if _is_compiling() or _runs_compiled():
+        if _is_compiling() or _runs_compiled() or _is_tracing():
             return
         tap = self._tap()
         if tap is None or not tap.sinks or not stands_for(module, tap.module()):

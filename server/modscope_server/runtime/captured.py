@@ -17,6 +17,8 @@ from modscope_server.runtime.parts import Unfit, copied, part_of
 
 __all__ = ["Form", "captured", "value_in"]
 
+_TRANSFORMED = "inside of a transformation of torch.func: it has no elements of its own"
+
 
 class Form(NamedTuple):
     """What a subscriber wants of a value."""
@@ -60,6 +62,10 @@ def _value_in(form: Form, role: str, key: str, tensor: torch.Tensor) -> DraftVal
     except (NotMaterialized, Unfit) as error:
         reduction = copy = None
         note = unreadable_reason(tensor) or str(error)
+    except RuntimeError:
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            raise
+        reduction, copy, note = None, None, _TRANSFORMED
     shape = shape_of(tensor) if note else tuple(tensor.shape)
     return DraftValue(role, key, shape, dtype_name(tensor), reduction, copy, note)
 
