@@ -18,7 +18,7 @@ from modscope_server.discovery import boot_id
 from modscope_server.inspection.tensors import dtype_name, to_data
 from tests.server.rpc import Rpc, serving
 
-__all__ = ["ACTING", "ENDED", "NOT_ACTING", "PRE", "WAITING", "here", "intervened", "told"]
+__all__ = ["ACTING", "ENDED", "NOT_ACTING", "PRE", "WAITING", "here", "intervened", "intervening", "told"]
 
 PRE = event_pb2.HOOK_KIND_FORWARD_PRE
 WAITING = intervention_pb2.INTERVENTION_STATE_WAITING
@@ -36,7 +36,12 @@ def here(module: nn.Module, optimizer: Any = None, **options: Any) -> Iterator[R
         yield rpc
 
 
-def intervened(
+def intervened(rpc: Rpc, glob: str, **asked: Any) -> Any:
+    """The intervention that was made, as `intervening` asks for it."""
+    return intervening(rpc, glob, **asked).intervention
+
+
+def intervening(
     rpc: Rpc,
     glob: str,
     *,
@@ -47,7 +52,7 @@ def intervened(
     timeout: float = 30.0,
     **asked: Any,
 ) -> Any:
-    """The intervention that was made; `tensor` is what `replace=True` or `add_tensor=True` sends."""
+    """The answer to one that is made; `tensor` is what `replace=True` or `add_tensor=True` sends."""
     kinds = {name: asked.pop(name) for name in list(asked) if name in _KINDS}
     data = b""
     for name in ("replace", "add_tensor"):
@@ -59,7 +64,7 @@ def intervened(
     spec = intervention_pb2.InterventionSpec(glob=glob, alteration=how, **asked)
     first = hook_service_pb2.InterveneRequest(spec=spec, lease_seconds=lease, persist=persist)
     frames = [first, *(hook_service_pb2.InterveneRequest(data=bytes(part)) for part in chunks(data))]
-    return rpc.Intervene(frames, timeout=timeout).intervention
+    return rpc.Intervene(frames, timeout=timeout)
 
 
 _KINDS = ("scale", "add", "add_tensor", "clamp", "zero", "replace", "noise")

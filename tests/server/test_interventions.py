@@ -15,6 +15,7 @@ from modscope.v1 import event_pb2
 from tests.plain_models import MLP
 from tests.server.intervention_support import ACTING, ENDED, PRE, WAITING, here, intervened, told
 from tests.server.rpc import refused
+from tests.server.test_services_hook import message_of
 
 VALUE = torch.tensor([[0.5, -2.0, 3.0]])
 
@@ -159,11 +160,11 @@ def test_several_act_in_the_order_of_their_making_and_before_a_watch() -> None:
         hidden = torch.relu(model.w1(x)) * 0.5
         expected = (hidden @ model.get_parameter("w2.weight").T + model.get_parameter("w2.bias") + 1.0) * 3.0
         assert torch.equal(seen[0], torch.relu(expected))
-        arrived = []
-        for _ in range(2):
-            assert next(stream).events
-            data = bytearray(next(stream).data)
-            arrived.append(torch.frombuffer(data, dtype=torch.float32))
+        size = hidden.numel() + expected.numel()
+        data = bytearray()
+        while len(data) < 4 * size:
+            data += message_of(stream).data
+        arrived = torch.frombuffer(data, dtype=torch.float32).split([hidden.numel(), expected.numel()])
         assert torch.equal(arrived[0], hidden.reshape(-1))
         assert torch.equal(arrived[1], expected.detach().reshape(-1))
 

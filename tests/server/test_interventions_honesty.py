@@ -14,8 +14,18 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from modscope.v1 import hook_service_pb2
 from tests.plain_models import MLP
-from tests.server.intervention_support import ACTING, ENDED, NOT_ACTING, WAITING, here, intervened, told
+from tests.server.intervention_support import (
+    ACTING,
+    ENDED,
+    NOT_ACTING,
+    WAITING,
+    here,
+    intervened,
+    intervening,
+    told,
+)
 from tests.server.rpc import Rpc, serving, until
 
 
@@ -115,7 +125,9 @@ def by_wrapper(model: nn.Module) -> Callable[[torch.Tensor], Any]:
 @pytest.mark.usefixtures("dynamo")
 @pytest.mark.parametrize("compiled", [by_call, by_wrapper])
 @pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
-def test_compiled_code_goes_on_unchanged_and_the_intervention_says_so(compiled: Any, first: bool) -> None:
+def test_compiled_code_runs_eagerly_while_an_intervention_acts_and_it_says_so(
+    compiled: Any, first: bool
+) -> None:
     """Made after the graphs were built, and before; fullgraph=True is as good as without it."""
     model = MLP()
     x = torch.randn(2, 1)
@@ -130,15 +142,41 @@ def test_compiled_code_goes_on_unchanged_and_the_intervention_says_so(compiled: 
         return output
 
     untouched = model.w3(model.w2(model.w1(x).relu()).relu())
+    doubled = model.w3((model.w2(model.w1(x).relu()) * 2).relu())
     if not first:
         iteration()
     with here(root, optimizer) as rpc:
-        made = intervened(rpc, "w2", scale=2.0)
+        answer = intervening(rpc, "w2", scale=2.0)
+        made = answer.intervention
+        assert any("it acts in run eagerly, by torch.compiler.set_stance" in note for note in answer.notes)
         for _ in range(3):
-            assert torch.equal(iteration(), untouched)
+            assert torch.equal(iteration(), doubled)
+        now = told(rpc, made)
+        assert (now.state, now.applied) == (ACTING, 3)
+        (hook,) = [one for one in rpc.ListHooks().hooks if one.intervention_id == made.id]
+        assert (hook.state, hook.remedy) == (hook_service_pb2.HOOK_STATE_FIRED, "eager steps: 3")
+        rpc.RemoveInterventions(ids=[made.id])
+        assert torch._dynamo.eval_frame._stance.stance == "default"
+        assert torch.allclose(iteration(), untouched)
+
+
+@pytest.mark.usefixtures("dynamo")
+def test_compiled_code_that_the_program_keeps_is_told_by_the_intervention() -> None:
+    model = MLP()
+    x = torch.randn(2, 1)
+    model.compile(backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    untouched = model(x)
+    with torch.compiler.set_stance("eager_on_recompile"), here(model, optimizer) as rpc:
+        made = intervened(rpc, "w2", scale=2.0)
+        for _ in range(2):
+            output = model(x)
+            output.sum().backward()
+            optimizer.step()
+            assert torch.equal(output, untouched)
         now = told(rpc, made)
         assert (now.state, now.applied) == (NOT_ACTING, 0)
-        assert "compiled" in now.note
+        assert "it is compiled" in now.note and "'eager_on_recompile'" in now.note
 
 
 class Bypassed(nn.Module):
@@ -165,7 +203,13 @@ def test_a_module_whose_hooks_never_run_is_told_with_the_steps_that_have_passed(
             optimizer.step()
         now = told(rpc, both)
         assert (now.state, now.applied, now.last_step) == (NOT_ACTING, 2, 1)
-        assert now.note == "around: the module has not been called since step 0"
+        assert now.note == "around: never called since step 0"
+        for _ in range(2):
+            model(x).sum().backward()
+            optimizer.step()
+        assert told(rpc, both).note.startswith(
+            "around: called as module.forward(...), or its weights are used"
+        )
         model.around = nn.Linear(2, 2)
         assert "another one now" in told(rpc, both).note
 

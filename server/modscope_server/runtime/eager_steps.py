@@ -24,9 +24,10 @@ __all__ = ["EagerSteps", "EagerUse", "Loop"]
 _LOG = logging.getLogger("modscope_server")
 _MOST_MISSED = 1000
 _NOTE = (
-    "{what} is compiled: the steps that are watched run eagerly, by torch.compiler.set_stance; the compiled "
-    "code is back when the watch ends"
+    "{what} is compiled: the steps that {who} run eagerly, by torch.compiler.set_stance; the compiled code "
+    "is back when the {use} ends"
 )
+_WHO = {"watch": "are watched", "intervention": "it acts in"}
 
 
 class Loop(Protocol):
@@ -168,17 +169,18 @@ class EagerSteps:
             return f"eager steps: {use.steps}"
         return f"eager forwards: {forwards}"
 
-    def notes(self, root: nn.Module, paths: Iterable[str]) -> tuple[str, ...]:
-        """What somebody who begins to watch these modules should know."""
+    def notes(self, root: nn.Module, paths: Iterable[str], use: str) -> tuple[str, ...]:
+        """What is to be known by one who has just begun; `use` is "watch" or "intervention"."""
         if not self._compiled:
             return ()
         if self.obstacle:
             return (f"compiled code skips hooks that came after it: {self.obstacle}",)
         given = [path for path in paths if is_compiled(root, path)]
-        if not given:
-            return (_NOTE.format(what="some code of this program"),)
-        what = repr(given[0]) if given[0] else "the model"
-        return (_NOTE.format(what=what if len(given) == 1 or not given[0] else f"{what}, among others,"),)
+        what = "some code of this program"
+        if given:
+            what = repr(given[0]) if given[0] else "the model"
+            what += ", with others," if given[0] and len(given) > 1 else ""
+        return (_NOTE.format(what=what, who=_WHO[use], use=use),)
 
     def _follow(self) -> None:
         """Have the loop tell of its boundaries, and decide for the iteration that runs."""

@@ -147,7 +147,9 @@ class HookManager:
                     watch.taps.append(tap)
                     tap.set_sinks((*tap.sinks, watch))
         keep_out(*CALLED_BY_TORCH)
-        subscription.notes += self.insight.begin(registered.root, watch.hooked.paths, watch.eager)
+        if watch.hooked.paths:
+            self.insight.begin(watch.eager)
+            subscription.notes += self.insight.notes(registered.root, watch.hooked.paths, "watch")
         return watch
 
     def stop(self, watch_id: str, reason: str = "stopped") -> Counters:

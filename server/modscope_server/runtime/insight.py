@@ -10,9 +10,9 @@ from modscope_server.runtime.compiled import is_compiled
 from modscope_server.runtime.direct_use import DirectUse, used_by_its_owner
 from modscope_server.runtime.eager_steps import EagerSteps, EagerUse
 
-__all__ = ["COMPILED", "NEVER", "Insight"]
+__all__ = ["NEVER", "Insight"]
 
-COMPILED = "it is compiled, and compiled code skips hooks that came after it: {}"
+_COMPILED = "it is compiled, and compiled code skips hooks that came after it: {}"
 NEVER = "never called"
 _DIRECT = (
     "called as module.forward(...), or its weights are used directly: its parameters get gradients, and it "
@@ -32,12 +32,14 @@ class Insight:
         self.eager_steps = eager_steps
         self.direct_use = direct_use
 
-    def begin(self, root: nn.Module, paths: Sequence[str], use: EagerUse) -> tuple[str, ...]:
-        """Have hooks fire in compiled code from here on, a safe point; gives what that means."""
-        if self.eager_steps is None or not paths:
-            return ()
-        self.eager_steps.begin(use)
-        return self.eager_steps.notes(root, paths)
+    def begin(self, use: EagerUse) -> None:
+        """Have hooks fire in compiled code from here on, a safe point."""
+        if self.eager_steps is not None:
+            self.eager_steps.begin(use)
+
+    def notes(self, root: nn.Module, paths: Sequence[str], what: str) -> tuple[str, ...]:
+        """What is to be known of compiled code by one whose hooks are on these modules; `what` they are."""
+        return () if self.eager_steps is None else self.eager_steps.notes(root, paths, what)
 
     def end(self, use: EagerUse) -> None:
         """Have the compiled code back. Idempotent."""
@@ -51,9 +53,9 @@ class Insight:
 
     def silence(self, root: nn.Module, path: str, raw_path: str, module: nn.Module, since: int) -> str:
         """Why the hook of a module has not fired since that step, although the loop went on."""
-        obstacle = self.obstacle
-        if obstacle and is_compiled(root, path):
-            return COMPILED.format(obstacle)
+        compiled = self.compiled(root, path)
+        if compiled:
+            return compiled
         if type(module).forward is nn.Module.forward:
             return f"{NEVER}: a {type(module).__name__} has no forward"
         owner = used_by_its_owner(root, raw_path)
@@ -62,7 +64,13 @@ class Insight:
         if self.direct_use is not None and self.direct_use.found(module):
             return _DIRECT
         never = f"{NEVER} since step {since}"
+        obstacle = self.obstacle
         return f"{never}, unless by compiled code, which skips hooks: {obstacle}" if obstacle else never
+
+    def compiled(self, root: nn.Module, path: str) -> str:
+        """Why compiled code skips the hooks of this module; "" where it does not."""
+        obstacle = self.obstacle
+        return _COMPILED.format(obstacle) if obstacle and is_compiled(root, path) else ""
 
     def suspect(self, root: nn.Module, modules: Sequence[nn.Module]) -> None:
         """Look for signs that these modules work without being called."""

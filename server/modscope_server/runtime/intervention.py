@@ -7,19 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.alterations import Alteration
 from modscope_server.inspection.lookup import module_at
 from modscope_server.inspection.records import Located
+from modscope_server.runtime.beginnings import Beginning
+from modscope_server.runtime.eager_steps import EagerUse
+from modscope_server.runtime.hook_states import HookState
+from modscope_server.runtime.hook_states import State as StateOfHook
+from modscope_server.runtime.insight import Insight
 from modscope_server.runtime.leases import Lease
 from modscope_server.runtime.registry import Registered
-from modscope_server.runtime.sites import Site, SiteState, State, Window
+from modscope_server.runtime.sites import CALLED_BY_TORCH, Site, SiteState, State, Window
+from modscope_server.runtime.stance import keep_out
 
 __all__ = ["Intervention", "InterventionSpec", "InterventionState"]
 
 _MOST_TOLD = 5
+_AS_A_HOOK: dict[State, StateOfHook] = {
+    "waiting": "armed",
+    "acting": "fired",
+    "not acting": "blind",
+    "ended": "fired",
+}
 HookName = Literal["forward", "forward_pre"]
 
 
@@ -86,7 +96,13 @@ class Intervention:
     """Some hooks that do the same, at one or several modules. Made by `Interventions`."""
 
     def __init__(
-        self, id: str, registered: Registered, spec: InterventionSpec, chosen: Sequence[Located], who: str
+        self,
+        id: str,
+        registered: Registered,
+        spec: InterventionSpec,
+        chosen: Sequence[Located],
+        who: str,
+        insight: Insight,
     ) -> None:
         self.id = id
         self.registered = registered
@@ -96,6 +112,9 @@ class Intervention:
         self.step = registered.step_count()
         self.lease: Lease | None = None
         self.window = Window(spec.calls, spec.start, spec.stop, registered.step_count)
+        self.use = EagerUse(self._wants)
+        self._insight = insight
+        self._beginning = Beginning(registered)
         self.sites = [Site(located, spec.hook, spec.how, spec.key, self.window) for located in chosen]
 
     @property
@@ -112,15 +131,39 @@ class Intervention:
         except BaseException:
             self.detach()
             raise
+        keep_out(*CALLED_BY_TORCH)
+        self._insight.begin(self.use)
 
     def end(self, reason: str) -> None:
         """Act at no later call. The hooks go at the next write point, or when they find it out."""
         self.window.ended = self.window.ended or reason
+        self._insight.end(self.use)
 
     def detach(self) -> None:
         """Take the hooks off, at a write point. Idempotent."""
+        self._insight.end(self.use)
         for site in self.sites:
             site.detach()
+
+    def hook_states(self) -> list[HookState]:
+        """Its hooks, as those of watches are told of."""
+        remedy = self._insight.cost(self.use)
+        told = [(site, self._state_of(site)) for site in self.sites]
+        return [
+            HookState(
+                site.path,
+                self.spec.hook,
+                "intervention",
+                (),
+                site.calls,
+                site.called_at,
+                intervention_id=self.id,
+                state=_AS_A_HOOK[state],
+                reason="" if state in ("acting", "ended") else note,
+                remedy=remedy,
+            )
+            for site, (state, note) in told
+        ]
 
     def state(self) -> InterventionState:
         """What it is and does now."""
@@ -154,13 +197,25 @@ class Intervention:
         return "acting", ""
 
     def _state_of(self, site: Site) -> SiteState:
-        place = module_at(self.registered.root, site.path)
-        if place is None or place.module is not site.module():
+        root, module = self.registered.root, site.module()
+        place = module_at(root, site.path)
+        if module is None or place is None or place.module is not module:
             return SiteState("not acting", "the module there is another one now")
-        told = site.state(self.step)
-        if told.state == "not acting" and site.unseen and _compiled(self.registered.root, site.path):
-            return SiteState("not acting", f"{told.note}; it is compiled, and compiled code skips the hook")
-        return told
+        told = site.state(early=self._beginning.is_early)
+        if told.state != "not acting" or not site.unseen:
+            return told
+        if not told.note:
+            reason = self._insight.silence(root, site.path, site.raw_path, module, self.step)
+            self._insight.suspect(root, [module])
+            return SiteState("not acting", reason)
+        return SiteState("not acting", self._insight.compiled(root, site.path) or told.note)
+
+    def _wants(self, step: int) -> bool:
+        """Whether it may act in that step: then compiled code, which skips hooks, must not run."""
+        window = self.window
+        begun = window.start is None or step >= window.start
+        over = window.stop is not None and step >= window.stop
+        return begun and not over and not window.ended and not all(site.done for site in self.sites)
 
     def _all_done(self) -> str:
         done = bool(self.spec.calls) and all(site.done for site in self.sites)
@@ -170,17 +225,3 @@ class Intervention:
 
 def _labelled(path: str, note: str, of: int) -> str:
     return f"{path or 'the root'}: {note}" if note and of > 1 else note
-
-
-def _compiled(root: nn.Module, path: str) -> bool:
-    """Whether the module, or one that it is inside of, was given to torch.compile."""
-    names = path.split(".") if path else []
-    for depth in range(len(names) + 1):
-        place = module_at(root, ".".join(names[:depth]))
-        if place is not None and _is_compiled(place.module, place.wrappers):
-            return True
-    return False
-
-
-def _is_compiled(module: nn.Module, wrappers: Sequence[str]) -> bool:
-    return "OptimizedModule" in wrappers or module.__dict__.get("_compiled_call_impl") is not None

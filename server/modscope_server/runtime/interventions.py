@@ -16,7 +16,8 @@ from modscope_server.errors import (
     UnknownLease,
 )
 from modscope_server.inspection.selection import some_modules
-from modscope_server.runtime.hooks import HookState
+from modscope_server.runtime.hook_states import HookState
+from modscope_server.runtime.insight import Insight
 from modscope_server.runtime.intervention import Intervention, InterventionSpec, InterventionState
 from modscope_server.runtime.leases import Leases
 from modscope_server.runtime.registry import Registered
@@ -38,11 +39,13 @@ class Interventions:
     Args:
         leases: what those that do not persist are held by.
         safepoint: where hooks are taken off.
+        insight: what is known of the models beside what hooks count.
     """
 
-    def __init__(self, leases: Leases, safepoint: SafePoint) -> None:
+    def __init__(self, leases: Leases, safepoint: SafePoint, insight: Insight) -> None:
         self._leases = leases
         self._safepoint = safepoint
+        self._insight = insight
         self._numbers = itertools.count(1)
         self._made: dict[str, Intervention] = {}
         self._mutex = threading.Lock()
@@ -63,7 +66,8 @@ class Interventions:
                 raise LimitExceeded(
                     f"there are {_MOST} interventions already", hint="end some: `modscope unhook`"
                 )
-            made = Intervention(f"intervention-{next(self._numbers)}", registered, spec, chosen, who)
+            id = f"intervention-{next(self._numbers)}"
+            made = Intervention(id, registered, spec, chosen, who, self._insight)
             made.arm()
             self._made[made.id] = made
         if lease is not None:
@@ -104,19 +108,7 @@ class Interventions:
         """The hooks that interventions have on a model."""
         with self._mutex:
             living = [one for one in self._living() if one.registered.name == registered.name]
-        return [
-            HookState(
-                site.path,
-                one.spec.hook,
-                "intervention",
-                (),
-                site.calls,
-                site.called_at,
-                intervention_id=one.id,
-            )
-            for one in living
-            for site in one.sites
-        ]
+        return [state for one in living for state in one.hook_states()]
 
     def close(self) -> None:
         """End all of them, and take their hooks off."""

@@ -21,9 +21,10 @@ from modscope_server.inspection.records import Located
 from modscope_server.runtime.calls import stands_for
 from modscope_server.runtime.capture import let_observers_follow
 from modscope_server.runtime.sensors import in_backward
+from modscope_server.runtime.stance import inside_compiled_code
 from modscope_server.runtime.uncopied import Uncopied
 
-__all__ = ["Site", "SiteState", "State", "Window"]
+__all__ = ["CALLED_BY_TORCH", "Site", "SiteState", "State", "Window"]
 
 State = Literal["waiting", "acting", "not acting", "ended"]
 
@@ -69,7 +70,7 @@ class _Hook(Uncopied):
         self._pid = os.getpid()
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or inside_compiled_code():
             return None
         site = self._site
         if not stands_for(module, site.module()) or os.getpid() != self._pid:
@@ -79,6 +80,10 @@ class _Hook(Uncopied):
         except Exception as error:
             site.fault(error)
             return None
+
+
+CALLED_BY_TORCH = (_Hook.__call__,)
+"""What torch calls; where that is compiled code, it finds nothing to do."""
 
 
 class Site:
@@ -91,7 +96,7 @@ class Site:
 
     def __init__(self, located: Located, hook: str, how: Alteration, key: str | None, window: Window) -> None:
         self.module = weakref.ref(located.module)
-        self.path = located.path
+        self.path, self.raw_path = located.path, located.raw_path
         self.calls = 0
         self.called_at: int | None = None
         """step_count at the last call."""
@@ -143,8 +148,11 @@ class Site:
         """Whether the hook is on the module."""
         return self._handle is not None
 
-    def state(self, made_at: int) -> SiteState:
-        """What it does now; `made_at` is the step_count at which it was made."""
+    def state(self, *, early: bool) -> SiteState:
+        """What it does now; `early`: it was made so recently that it may not have been called yet.
+
+        Why a module is never called is for others to say: there is no note then.
+        """
         step = self._window.step_count()
         if self.done:
             return SiteState("ended")
@@ -152,10 +160,9 @@ class Site:
             return SiteState("not acting", self._problem)
         if self._window.start is not None and step < self._window.start:
             return SiteState("waiting", f"it begins at step {self._window.start}")
-        if self.called_at is None and step == made_at:
-            return SiteState("waiting", "the module has not been called yet")
         if self.called_at is None:
-            return SiteState("not acting", f"the module has not been called since step {made_at}")
+            not_yet = SiteState("waiting", "the module has not been called yet")
+            return not_yet if early else SiteState("not acting")
         if self.unseen:
             return SiteState("not acting", f"the module was called last at step {self.called_at}")
         return SiteState("acting")

@@ -12,10 +12,9 @@ from modscope_server.inspection.members import child
 from modscope_server.inspection.records import Located
 from modscope_server.runtime.beginnings import Beginning
 from modscope_server.runtime.capture import KINDS, MOST_FAULTS, ModuleTap
-from modscope_server.runtime.compiled import is_compiled
 from modscope_server.runtime.eager_steps import EagerUse
 from modscope_server.runtime.hook_states import HookState, State
-from modscope_server.runtime.insight import COMPILED, NEVER, Insight
+from modscope_server.runtime.insight import NEVER, Insight
 from modscope_server.runtime.registry import Registered
 from modscope_server.runtime.watch_spec import WatchSpec
 
@@ -155,10 +154,9 @@ class WatchedHooks:
             return _REPLACED
         if tap.faults >= MOST_FAULTS:
             return _FAULTS
-        at, obstacle = tap.called_at, self._insight.obstacle
-        if obstacle and at is not None and self._registered.step_count() - at >= _AGES:
-            return COMPILED.format(obstacle) if is_compiled(self._registered.root, hooked.path) else ""
-        return ""
+        if tap.called_at is None or self._registered.step_count() - tap.called_at < _AGES:
+            return ""
+        return self._insight.compiled(self._registered.root, hooked.path)
 
     def _uncalled(self, hooked: _Hooked, module: nn.Module, around: Set[str]) -> str:
         root, since = self._registered.root, self._beginning.step

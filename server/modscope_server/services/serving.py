@@ -70,7 +70,7 @@ class Serving:
         self.leases = Leases()
         self.eager_steps = EagerSteps(registry.models.values(), safepoint)
         self.insight = hooks.insight = Insight(self.eager_steps, DirectUse(safepoint))
-        self.interventions = Interventions(self.leases, safepoint)
+        self.interventions = Interventions(self.leases, safepoint, self.insight)
         self.metrics = Metrics()
         sources = Sources(registry, self.metrics, hooks, lambda: safepoint.serving)
         self.control = RunControl(safepoint, BreakTable(sources), self.leases)
@@ -134,7 +134,9 @@ class Serving:
             self.ledger.add(entry)
             return made
 
-        return self.run(call, act, "write")
+        made = self.run(call, act, "write")
+        notes = self.insight.notes(registered.root, made.value.paths, "intervention")
+        return replace(made, notes=(*made.notes, *notes))
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:
