@@ -71,8 +71,8 @@ def _throughput(mebibytes: int, place: Path, effort: Effort, quick: bool) -> lis
 
 def _peer(module: str, socket: Path, size: int, peers: contextlib.ExitStack) -> Child:
     """The client of a peer, whose server runs beside it."""
-    peers.enter_context(Child(module, "serve", str(socket), str(size)))
-    return peers.enter_context(Child(module, "read", str(socket), str(size)))
+    server = peers.enter_context(Child(module, "serve", str(socket), str(size)))
+    return peers.enter_context(Child(module, "read", server.hello["address"], str(size)))
 
 
 def _memory(mebibytes: int, place: Path) -> list[Row]:

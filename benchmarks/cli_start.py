@@ -19,7 +19,8 @@ def run(quick: bool) -> list[Row]:
     effort = Effort(3, 10, 5.0) if quick else Effort(20, 200, 120.0)
     script = Path(sys.executable).with_name("modscope")
     ls = [str(script), "ls"] if script.exists() else [sys.executable, "-m", "modscope_client", "ls"]
-    with workplace(), Child("benchmarks.models", "digits"):
+    with workplace(), Child("benchmarks.models", "digits") as server:
+        assert server.hello
         assert b"head" in subprocess.run(ls, check=True, stdout=subprocess.PIPE).stdout
         pairs = measure(lambda: _wall(ls), lambda: _wall([sys.executable, "-c", "import grpc"]), effort)
     ours, others = (statistics.median(side) * 1e3 for side in (pairs.ours, pairs.peers))

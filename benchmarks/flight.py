@@ -1,7 +1,7 @@
 """Arrow Flight at its plainest, in a process of its own: do_get of record batches that were made beforehand.
 
 python -m benchmarks.flight serve SOCKET BYTES
-python -m benchmarks.flight read SOCKET BYTES
+python -m benchmarks.flight read ADDRESS BYTES
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["main"]
 
 def main() -> None:
     """Serves, or reads whenever it is told to, until standard input ends."""
-    role, socket, size = sys.argv[1], f"grpc+unix://{sys.argv[2]}", int(sys.argv[3])
+    role, where, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if role == "serve":
-        _serve(socket, size)
+        _serve(f"grpc+unix://{where}", size)
     else:
-        _read(socket, size)
+        _read(where, size)
 
 
-def _serve(socket: str, size: int) -> None:
+def _serve(address: str, size: int) -> None:
     import numpy
     import pyarrow
     from pyarrow import flight
@@ -45,18 +45,18 @@ def _serve(socket: str, size: int) -> None:
             reader = pyarrow.RecordBatchReader.from_batches(batches[0].schema, batches)
             return flight.RecordBatchStream(reader)
 
-    server = Server(socket)
+    server = Server(address)
     thread = threading.Thread(target=server.serve)
     thread.start()
-    answer({}, {})
+    answer({"address": address}, {})
     server.shutdown()
     thread.join()
 
 
-def _read(socket: str, size: int) -> None:
+def _read(address: str, size: int) -> None:
     from pyarrow import flight
 
-    with flight.connect(socket) as client:
+    with flight.connect(address) as client:
 
         def read() -> float:
             began = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 __all__ = [
     "MAX_WIDTH",
+    "QUICK",
     "Bar",
     "Effort",
     "Pairs",
@@ -63,6 +64,12 @@ class Effort:
     """No new pair is begun later than this, once the least is reached."""
     width: float = MAX_WIDTH
     """Width of the interval, as a share of the median, at which it is narrow enough."""
+    warms_up: bool = True
+    """Whether a first turn is left out."""
+
+
+QUICK = Effort(1, 1, 0.0, warms_up=False)
+"""Once: it shows that a measurement runs, and nothing of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -183,11 +190,12 @@ def measure(ours: Callable[[], float], peer: Callable[[], float], effort: Effort
 
 def in_turns(sides: Mapping[str, Callable[[], float]], effort: Effort) -> Turns:
     """Measure all in turns, each time another first, until the interval of the first over the second is
-    narrow enough or the effort is spent. The first turn warms up and is left out."""
+    narrow enough or the effort is spent."""
     names = list(sides)
     turns: Turns = {name: [] for name in names}
-    for name in names:
-        sides[name]()
+    if effort.warms_up:
+        for name in names:
+            sides[name]()
     ours, peer = names[:2]
     ends, count = time.monotonic() + effort.seconds, 0
     while count < effort.most:

@@ -1,7 +1,7 @@
 """Raw grpcio at its plainest, in a process of its own: a byte stream and a unary echo, no protobuf.
 
 python -m benchmarks.peers serve SOCKET [BYTES]
-python -m benchmarks.peers read SOCKET BYTES
+python -m benchmarks.peers read ADDRESS BYTES
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     if role == "serve":
         _serve(where, size)
     else:
-        _read(f"unix:{where}", size)
+        _read(where, size)
 
 
 def _read(address: str, size: int) -> None:

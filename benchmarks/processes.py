@@ -7,6 +7,7 @@ and its arguments, with another, and ends when its standard input does.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -35,11 +36,15 @@ class Child:
             text=True,
             env={**os.environ, **(env or {})},
         )
-        self.hello = self._read()
-        """What it said when it was ready."""
+
+    @functools.cached_property
+    def hello(self) -> Any:
+        """What it said when it was ready. Waited for when it is first asked for: children start together."""
+        return self._read()
 
     def ask(self, word: str, *arguments: Any) -> Any:
         """Its answer to a word and its arguments, which JSON can carry."""
+        self.hello  # noqa: B018 - it comes before any answer
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([word, *arguments]) + "\n")
         self._process.stdin.flush()

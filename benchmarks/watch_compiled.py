@@ -10,7 +10,7 @@ import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.measure import Effort, Row, absent, compared, in_turns
+from benchmarks.measure import QUICK, Effort, Row, absent, compared, in_turns
 from benchmarks.processes import Child, environment, workplace
 from benchmarks.watch_models import small
 from benchmarks.watching import alone, one_thread, watched
@@ -21,13 +21,13 @@ __all__ = ["run"]
 def run(quick: bool) -> list[Row]:
     """Seconds a step beside those without a watch."""
     steps = 20 if quick else 300
-    effort = Effort(1, 1, 0) if quick else Effort(20, 100, 60.0)
+    effort = QUICK if quick else Effort(20, 100, 60.0)
     name = f"small model, compiled, statistics each 10th step, blocks of {steps}, beside no watch"
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         return [absent(name, "there is no C++ compiler")]
     with one_thread(), workplace() as place, _inductor(place), Child("benchmarks.reader") as reader:
         loop = small()
-        loop.model.compile()
+        loop.model.compile(backend="aot_eager" if quick else "inductor")
         sides = {
             "ours": lambda: watched(loop, steps, reader, {"every": 10}),
             "alone": lambda: alone(loop, steps),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.measure import Bar, Effort, Row, measure, ratio
+from benchmarks.measure import QUICK, Bar, Effort, Row, measure, ratio
 from benchmarks.processes import Child, workplace
 from benchmarks.sources import OPTIONS
 
@@ -20,7 +20,7 @@ _TENSOR = 1024
 
 def run(quick: bool) -> list[Row]:
     """Events that came in a second, from the first hook to the last event at the subscriber."""
-    passes, effort = (2, Effort(1, 1, 0)) if quick else (150, Effort(20, 100, 90.0))
+    passes, effort = (2, QUICK) if quick else (150, Effort(20, 100, 90.0))
     count = passes * _MODULES
     with (
         workplace() as place,

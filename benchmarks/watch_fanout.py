@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.measure import Bar, Effort, Row, added, compared, in_turns
+from benchmarks.measure import QUICK, Bar, Effort, Row, added, compared, in_turns
 from benchmarks.processes import Child, answer, workplace
 from benchmarks.watch_models import Loop, gpt2
 from benchmarks.watching import alone, attached, one_thread
@@ -26,7 +26,7 @@ _MANY = 64
 def run(quick: bool) -> list[Row]:
     """The added cost of many over that of one, and both over steps without modscope."""
     many, steps = (4, 1) if quick else (_MANY, 5)
-    effort = Effort(1, 1, 0) if quick else Effort(20, 60, 240.0, width=0.0)
+    effort = QUICK if quick else Effort(20, 60, 240.0, width=0.0)
     with one_thread(), workplace(), Child("benchmarks.watch_fanout") as readers:
         loop = gpt2(quick=quick)
         sides = {

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 import torch
 
-from benchmarks.measure import Effort, Row, absent, compared, in_turns
+from benchmarks.measure import QUICK, Effort, Row, absent, compared, in_turns
 from benchmarks.processes import Child, answer, workplace
 from benchmarks.watch_models import gpt2
 from benchmarks.watching import attached, one_thread
@@ -27,7 +27,7 @@ _OPTIONS = {"payload": "tensor"}
 
 def run(quick: bool) -> list[Row]:
     """Seconds of a forward beside torchlens, and beside a plain one."""
-    effort = Effort(1, 1, 0) if quick else Effort(10, 20, 45.0)
+    effort = QUICK if quick else Effort(10, 20, 45.0)
     size = "quick" if quick else "full"
     with one_thread(), workplace(), Child("benchmarks.reader") as reader:
         sides: dict[str, Callable[[], float]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from benchmarks.measure import Bar, Effort, Row, absent, added, compared, in_turns
+from benchmarks.measure import QUICK, Bar, Effort, Row, absent, added, compared, in_turns
 from benchmarks.processes import Child, workplace
 from benchmarks.watch_models import gpt2
 from benchmarks.watch_peers import tensorboard_histograms
@@ -24,7 +24,7 @@ def run(quick: bool) -> list[Row]:
     """Seconds a step over those without modscope, and what is added over what TensorBoard adds."""
     with one_thread(), workplace(), Child("benchmarks.reader") as reader:
         loop, steps = gpt2(quick=quick), (1 if quick else 3)
-        effort = Effort(1, 1, 0) if quick else Effort(15, 40, 300.0)
+        effort = QUICK if quick else Effort(15, 40, 300.0)
         sides: dict[str, Callable[[], float]] = {
             "ours": lambda: watched(loop, steps, reader, {"payload": "histogram"}),
             "alone": lambda: alone(loop, steps),

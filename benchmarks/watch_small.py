@@ -5,7 +5,7 @@ The peer is hooks written by hand that compute the same and send nothing.
 
 from __future__ import annotations
 
-from benchmarks.measure import Bar, Effort, Row, compared, in_turns
+from benchmarks.measure import QUICK, Bar, Effort, Row, compared, in_turns
 from benchmarks.processes import Child, workplace
 from benchmarks.watch_models import small
 from benchmarks.watch_peers import lean_hooks
@@ -18,7 +18,7 @@ def run(quick: bool) -> list[Row]:
     """Seconds a step over those under hooks by hand."""
     with one_thread(), workplace(), Child("benchmarks.reader") as reader:
         loop, steps = small(), 20 if quick else 300
-        effort = Effort(1, 1, 0) if quick else Effort(20, 120, 90.0)
+        effort = QUICK if quick else Effort(20, 120, 90.0)
         sides = {
             "ours": lambda: watched(loop, steps, reader, {}),
             "by hand": lambda: under(loop, steps, lean_hooks),

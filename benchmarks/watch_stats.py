@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from benchmarks.measure import Bar, Effort, Row, absent, added, compared, in_turns
+from benchmarks.measure import QUICK, Bar, Effort, Row, absent, added, compared, in_turns
 from benchmarks.processes import Child, workplace
 from benchmarks.watch_models import gpt2
 from benchmarks.watch_peers import has_wandb, naive_hooks, wandb_run
@@ -24,7 +24,7 @@ def run(quick: bool) -> list[Row]:
     """Seconds a step over those without modscope, and what is added over what the peers add."""
     with one_thread(), workplace(), Child("benchmarks.reader") as reader, contextlib.ExitStack() as peers:
         loop, steps = gpt2(quick=quick), (1 if quick else 4)
-        effort = Effort(1, 1, 0) if quick else Effort(15, 40, 300.0)
+        effort = QUICK if quick else Effort(15, 40, 300.0)
         sides: dict[str, Callable[[], float]] = {
             "ours": lambda: watched(loop, steps, reader, {}),
             "alone": lambda: alone(loop, steps),

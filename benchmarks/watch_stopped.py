@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks.measure import Bar, Effort, Row, compared, in_turns, quantity
+from benchmarks.measure import QUICK, Bar, Effort, Row, compared, in_turns, quantity
 from benchmarks.processes import Child, forget_peak, peak_memory, workplace
 from benchmarks.watch_models import Loop, gpt2
-from benchmarks.watching import alone, one_thread, watched
+from benchmarks.watching import Watched, alone, one_thread, watch_block
 from modscope_server import Limits
 
 __all__ = ["run"]
@@ -46,21 +46,25 @@ def run(quick: bool) -> list[Row]:
 
 
 def _rows(kind: _Kind, loop: Loop, reader: Child, quick: bool) -> list[Row]:
-    steps = 30 if quick else 5
-    effort = Effort(1, 1, 0) if quick else Effort(15, 40, 150.0)
+    steps = 5
+    effort = QUICK if quick else Effort(12, 40, 150.0)
 
     def reading() -> float:
-        # A queue that holds the whole block: what it reads is not bounded by what the other may keep.
-        return watched(
-            loop, steps, reader, {**kind.options, "queue": None}, limits=Limits(queue_bytes=2 << 30)
-        )
+        # Its queue may hold the whole block, since a reader that is late is not what is measured.
+        options = {**kind.options, "queue": None}
+        return watch_block(loop, steps, reader, options, limits=Limits(queue_bytes=2 << 30)).seconds
 
-    def stopped() -> float:
-        return watched(loop, steps, reader, kind.options, most=_READS, limits=kind.limits)
+    def stopped() -> Watched:
+        return watch_block(loop, steps, reader, kind.options, most=_READS, limits=kind.limits)
 
     name = f"GPT-2, {kind.name}, blocks of {steps}: a subscriber that has stopped reading"
     memory = _memory(f"{name}, peak memory over that of training alone", kind, loop, steps, stopped)
-    turns = in_turns({"stopped": stopped, "reading": reading, "alone": lambda: alone(loop, steps)}, effort)
+    sides = {
+        "stopped": lambda: stopped().seconds,
+        "reading": reading,
+        "alone": lambda: alone(loop, steps),
+    }
+    turns = in_turns(sides, effort)
     return [
         compared(f"{name}, beside one that reads", turns, "stopped", "reading", Bar(1.02)),
         compared("the same, beside no subscriber", turns, "stopped", "alone", Bar(1.5)),
@@ -69,17 +73,17 @@ def _rows(kind: _Kind, loop: Loop, reader: Child, quick: bool) -> list[Row]:
     ]
 
 
-def _memory(name: str, kind: _Kind, loop: Loop, steps: int, stopped: Callable[[], float]) -> Row:
+def _memory(name: str, kind: _Kind, loop: Loop, steps: int, stopped: Callable[[], Watched]) -> Row:
     forget_peak()
     alone(loop, steps)
     before = peak_memory()
     forget_peak()
-    stopped()
+    block = stopped()
     limit = kind.limits.queue_bytes // _MIB
     return quantity(
         name,
         (peak_memory() - before) / _MIB,
         "MiB",
         bar=Bar(limit + _SPARE),
-        detail=f"the queue holds at most {limit} MiB; {before / _MIB:.0f} MiB alone",
+        detail=f"the queue holds at most {limit} MiB; {block.dropped} of {block.published} events dropped",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.measure import Bar, Effort, Row, measure, ratio
+from benchmarks.measure import QUICK, Bar, Effort, Row, measure, ratio
 from benchmarks.processes import Child, workplace
 from benchmarks.sources import OPTIONS
 
@@ -21,19 +21,20 @@ _TENSOR = 4 << 20
 
 def run(quick: bool) -> list[Row]:
     """Throughput of the stream."""
-    passes, effort = (1, Effort(1, 1, 0)) if quick else (16, Effort(20, 100, 90.0))
+    passes, effort = (1, QUICK) if quick else (16, Effort(20, 100, 90.0))
     count = passes * _MODULES
     size = count * _TENSOR
     with (
         workplace() as place,
         Child("benchmarks.sources", str(_MODULES), str(_TENSOR)) as source,
         Child("benchmarks.reader") as reader,
-        Child("benchmarks.peers", "serve", str(place / "raw.sock"), str(size)),
-        Child("benchmarks.peers", "read", str(place / "raw.sock"), str(size)) as peer,
+        Child("benchmarks.peers", "serve", str(place / "raw.sock"), str(size)) as raw,
+        Child("benchmarks.peers", "read", raw.hello["address"], str(size)) as peer,
     ):
 
         def ours() -> float:
-            reader.ask("watch", {**OPTIONS, "payload": "tensor"}, count)
+            options = {**OPTIONS, "payload": "tensor"}
+            reader.ask("watch", options, count, source.hello["address"], source.hello["token"])
             began: float = source.ask("run", passes)
             ended: float = reader.ask("wait")
             assert reader.ask("stop") == {"published": count, "dropped": 0, "delivered": count}

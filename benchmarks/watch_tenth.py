@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.measure import Bar, Effort, Row, compared, in_turns
+from benchmarks.measure import QUICK, Bar, Effort, Row, compared, in_turns
 from benchmarks.processes import Child, workplace
 from benchmarks.watch_models import gpt2
 from benchmarks.watching import alone, one_thread, watched
@@ -17,7 +17,7 @@ def run(quick: bool) -> list[Row]:
     """Seconds a step over those without modscope."""
     with one_thread(), workplace(), Child("benchmarks.reader") as reader:
         loop, steps = gpt2(quick=quick), 1 if quick else _STEPS
-        effort = Effort(1, 1, 0) if quick else Effort(12, 40, 180.0)
+        effort = QUICK if quick else Effort(12, 40, 180.0)
         sides = {
             "ours": lambda: watched(loop, steps, reader, {"every": 10}),
             "alone": lambda: alone(loop, steps),

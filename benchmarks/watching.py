@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from benchmarks.processes import Child
 from benchmarks.watch_models import Loop
 from modscope_server import Limits
 
-__all__ = ["Peer", "alone", "attached", "one_thread", "under", "watched"]
+__all__ = ["Peer", "Watched", "alone", "attached", "one_thread", "under", "watch_block", "watched"]
 
 Peer = Callable[[Loop], AbstractContextManager[Callable[[], None]]]
 """Puts something else on the loop's model; gives what is to be called after each step."""
@@ -56,7 +56,23 @@ def under(loop: Loop, steps: int, peer: Peer) -> float:
         return loop.block(steps, after_step)
 
 
-def watched(
+class Watched(NamedTuple):
+    """A block that was watched."""
+
+    seconds: float
+    """A step."""
+    published: int
+    dropped: int
+
+
+def watched(loop: Loop, steps: int, reader: Child, options: dict[str, Any]) -> float:
+    """Seconds a step while the reader watches, and reads all that comes."""
+    seconds, _, dropped = watch_block(loop, steps, reader, options)
+    assert not dropped
+    return seconds
+
+
+def watch_block(
     loop: Loop,
     steps: int,
     reader: Child,
@@ -64,16 +80,15 @@ def watched(
     *,
     most: int | None = None,
     limits: Limits | None = None,
-) -> float:
-    """Seconds a step while the reader watches; one that stops reading after `most` events, where given.
+) -> Watched:
+    """Steps while the reader watches; one that stops reading after `most` events, where given.
 
     Each event that was published has come or was counted as dropped, else the measurement fails.
     """
     with attached(loop, limits):
         assert reader.ask("watch", options, most) > 0
-        taken = loop.block(steps)
+        seconds = loop.block(steps)
         told = reader.ask("stop")
     assert told["delivered"] > 0, told
     assert told["published"] == told["delivered"] + told["dropped"], told
-    assert bool(told["dropped"]) == (most is not None), told
-    return taken
+    return Watched(seconds, told["published"], told["dropped"])

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import statistics
 
 import pytest
 
-from benchmarks.measure import Bar, Effort, Pairs, Row, interval, measure, quantity, ratio
+from benchmarks.__main__ import _fields, _table
+from benchmarks.measure import (
+    QUICK,
+    Bar,
+    Effort,
+    Pairs,
+    Row,
+    absent,
+    added,
+    compared,
+    in_turns,
+    interval,
+    measure,
+    quantity,
+    ratio,
+)
 
 
 def row(value: float, low: float, high: float, bar: Bar | None) -> Row:
@@ -111,3 +128,60 @@ def test_measure_goes_on_while_the_interval_is_wide() -> None:
     assert 7 < found.pairs < 5_000
     assert found.width <= 0.02
     assert found.value == statistics.median(pairs.ours)
+
+
+def test_each_turn_begins_with_another_side() -> None:
+    calls: list[str] = []
+
+    def side(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    sides = {name: lambda name=name: side(name) for name in "abc"}
+    turns = in_turns(sides, Effort(4, 4, 0))
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
+    assert turns == {"a": [4, 9, 11, 13], "b": [5, 7, 12, 14], "c": [6, 8, 10, 15]}
+
+
+def test_quick_measures_once_and_warms_nothing_up() -> None:
+    values = {"a": iter([2.0]), "b": iter([3.0])}
+    sides = {name: lambda name=name: next(values[name]) for name in values}
+    assert in_turns(sides, QUICK) == {"a": [2.0], "b": [3.0]}
+
+
+def test_compared_tells_the_medians_in_milliseconds() -> None:
+    found = compared("", {"ours": [0.002, 0.003, 0.009], "peer": [0.001, 0.001, 0.002]}, "ours", "peer", None)
+    assert (found.value, found.pairs, found.detail) == (3, 3, "3.00 beside 1.00 ms")
+
+
+def test_added_is_the_median_of_what_each_turn_adds() -> None:
+    # Turn by turn ours adds 1, 2, 1 and the peer 4, 4, 8, whatever the base.
+    turns = {"base": [10.0, 20.0, 30.0], "ours": [11.0, 22.0, 31.0], "peer": [14.0, 24.0, 38.0]}
+    found = added("", turns, "ours", "peer", "base", Bar(0.25))
+    assert (found.value, found.low, found.high) == (0.25, 0.125, 0.5)
+    assert found.detail == "+1000.00 beside +4000.00 ms"
+
+
+def test_peer_that_adds_nothing_counts_against_us() -> None:
+    turns = {"base": [1.0, 1.0, 1.0], "ours": [1.1, 1.1, 1.1], "peer": [0.9, 1.0, 2.0]}
+    found = added("", turns, "ours", "peer", "base", Bar(2))
+    assert found.value == math.inf
+    assert found.low == pytest.approx(0.1)
+    assert found.verdict == "noisy"
+
+
+def test_absent_is_neither_held_nor_missed() -> None:
+    found = absent("claim", "wandb is not installed", bar=Bar(0.25))
+    assert (found.verdict, found.pairs, found.detail) == ("absent", 0, "wandb is not installed")
+
+
+def test_report_holds_null_where_there_is_no_number() -> None:
+    fields = json.loads(json.dumps(_fields(absent("claim", "", bar=None)), allow_nan=False))
+    assert fields["value"] is None and fields["low"] is None and fields["verdict"] == "absent"
+
+
+def test_table_shows_why_a_row_is_absent() -> None:
+    heading, line = _table([absent("claim", "wandb is not installed", bar=Bar(0.25))])
+    assert heading.split()[0] == "claim"
+    assert line.split("  ")[0] == "claim" and "<= 0.25" in line and "absent" in line
+    assert line.endswith("wandb is not installed") and "nan" not in line
