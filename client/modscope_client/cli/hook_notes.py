@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from modscope_client.cli.messages import note
-from modscope_client.cli.text import hook_path, one_line
+from modscope_client.cli.text import hook_path, one_line, plural
 from modscope_client.errors import ModscopeError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class HookNotes:
     """Follows the hooks of a watch, live or recorded, through all the connections that it has."""
 
     def __init__(self, say: Callable[[str], object] = note) -> None:
-        """say: called with each text, of which the second line and those below list modules."""
+        """say: called with each text."""
         self._say = say
         self._latest: dict[tuple[str, str], HookInfo] = {}
         self._blind: list[HookInfo] = []
@@ -54,7 +54,7 @@ class HookNotes:
         self._list(silent, "never fired", "never fired")
         costs = dict.fromkeys(hook.remedy for hook in self._latest.values() if hook.remedy)
         if costs:
-            self._say(f"compiled code has run as it was written, to be seen: {', '.join(costs)}")
+            self._say(f"so that hooks fire, compiled code ran eagerly: {', '.join(costs)}")
 
     def _notice(self, hook: HookInfo) -> None:
         before = self._latest.get(_key(hook))
@@ -79,24 +79,35 @@ class HookNotes:
             told.clear()
 
     def _list(self, hooks: Iterable[HookInfo], does: str, do: str, *, why: bool = True) -> None:
-        groups: dict[tuple[str, str], list[str]] = {}
+        kinds: dict[tuple[str, str], list[str]] = {}
         for hook in hooks:
             reason = (hook.reason or _TOO_EARLY) if why else ""
-            groups.setdefault((hook.kind, reason), []).append(hook_path(hook.path, hook.kind))
-        for (kind, reason), paths in groups.items():
+            kinds.setdefault((reason, hook_path(hook.path, hook.kind)), []).append(hook.kind)
+        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (reason, path), of_it in kinds.items():
+            alike.setdefault((reason, tuple(of_it)), []).append(path)
+        for (reason, of_them), paths in alike.items():
             told = f": {one_line(reason)}" if reason else ""
-            if len(paths) == 1:
-                self._say(f"{paths[0]}: its {kind} hook {does}{told}")
-            else:
-                self._say(f"{len(paths):,} {kind} hooks {do}{told}\n  {_some(paths)}")
+            is_one = len(paths) == len(of_them) == 1
+            self._say(f"{_whose(paths, of_them)} {does if is_one else do}{told}{_which(paths)}")
 
 
 def _key(hook: HookInfo) -> tuple[str, str]:
     return hook.path, hook.kind
 
 
-def _some(paths: list[str]) -> str:
-    """The first of many."""
+def _whose(paths: list[str], kinds: tuple[str, ...]) -> str:
+    """Hooks of these kinds at each of these paths, as the subject of a sentence."""
+    kind = f"{', '.join(kinds[:-1])} and {kinds[-1]}" if len(kinds) > 1 else kinds[0]
+    if len(paths) == 1:
+        return f"{paths[0]}: its {kind} {'hook' if len(kinds) == 1 else 'hooks'}"
+    noun = "parameter" if set(kinds) <= {"parameter", "gradient"} else "module"
+    return f"{plural(len(paths), noun)}: their {kind} hooks"
+
+
+def _which(paths: list[str]) -> str:
+    """The first of several."""
+    if len(paths) == 1:
+        return ""
     rest = len(paths) - _PATHS_SHOWN
-    shown = ", ".join(paths[:_PATHS_SHOWN])
-    return f"{shown} and {rest:,} more" if rest > 0 else shown
+    return f" ({', '.join(paths[:_PATHS_SHOWN])}{f' and {rest:,} more' if rest > 0 else ''})"

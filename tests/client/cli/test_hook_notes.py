@@ -67,13 +67,31 @@ def test_one_that_turns_blind_and_sees_again() -> None:
 def test_those_of_one_reason_are_told_together() -> None:
     said = Said()
     many = [hook(f"m{i}", "blind", NEVER) for i in range(6)]
-    told = said.message(*many, hook("b", "blind", "frozen"), hook("m0", "blind", NEVER, "backward"))
+    told = said.message(*many, hook("b", "blind", "frozen"), hook("c", "blind", NEVER, "backward"))
     assert told == [
-        "6 forward hooks are blind: never called\n  m0, m1, m2, m3 and 2 more",
+        "6 modules: their forward hooks are blind: never called (m0, m1, m2, m3 and 2 more)",
         "b: its forward hook is blind: frozen",
-        "m0: its backward hook is blind: never called",
+        "c: its backward hook is blind: never called",
     ]
-    assert said.message(hook("m0", "fired"), hook("m1", "fired")) == ["2 forward hooks see again\n  m0, m1"]
+    assert said.message(hook("m0", "fired"), hook("m1", "fired")) == [
+        "2 modules: their forward hooks see again (m0, m1)"
+    ]
+
+
+def test_the_kinds_of_one_place_are_told_together() -> None:
+    said = Said()
+    kinds = ("forward_pre", "forward", "backward")
+    of = {path: [hook(path, "blind", NEVER, kind) for kind in kinds] for path in "abc"}
+    assert said.message(*of["a"]) == [
+        "a: its forward_pre, forward and backward hooks are blind: never called"
+    ]
+    assert said.message(*of["b"][1:], *of["c"][1:]) == [
+        "2 modules: their forward and backward hooks are blind: never called (b, c)"
+    ]
+    frozen = [hook(f"{path}.weight", "blind", "frozen", "gradient") for path in "ab"]
+    assert said.message(*frozen) == [
+        "2 parameters: their gradient hooks are blind: frozen (a.weight, b.weight)"
+    ]
 
 
 def test_what_a_hook_that_fires_cannot_see() -> None:
@@ -99,7 +117,7 @@ def test_at_the_end_those_that_never_fired_and_why() -> None:
     said.message(hook("a", "fired"), hook("b", "blind", NEVER), hook("c", "armed"), hook("d", "armed"))
     assert said.end() == [
         "b: its forward hook never fired: never called",
-        "2 forward hooks never fired: nothing tells yet why\n  c, d",
+        "2 modules: their forward hooks never fired: nothing tells yet why (c, d)",
     ]
     assert said.end(cut_short=True) == ["b: its forward hook never fired: never called"]
 
@@ -120,7 +138,7 @@ def test_a_last_look_is_newer_than_what_was_told() -> None:
 def test_what_compiled_code_has_cost() -> None:
     said = Said()
     said.message(hook("a", "fired", remedy="eager steps: 2"), hook("b", "fired", remedy="eager steps: 2"))
-    assert said.end() == ["compiled code has run as it was written, to be seen: eager steps: 2"]
+    assert said.end() == ["so that hooks fire, compiled code ran eagerly: eager steps: 2"]
 
 
 def test_names_of_others_cannot_drive_the_terminal() -> None:
