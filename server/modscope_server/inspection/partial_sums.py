@@ -54,10 +54,11 @@ def joined(parts: Sequence[Part]) -> Part:
 
 def record(count: int, is_complex: bool, whole: Part) -> StatsRecord:
     """The statistics of `count` elements of which `whole` tells."""
-    zeros, nan, inf = int(whole.zeros), int(whole.nan), int(whole.inf)
-    if not whole.finite:
+    finite, mean, _, dev, norm, low, high, zeros, nan, inf = whole
+    zeros, nan, inf = int(zeros), int(nan), int(inf)
+    if not finite:
         return StatsRecord(count, None, None, None, None, None, zeros, nan, inf)
-    std = whole.dev / math.sqrt(whole.finite)
+    std = dev / math.sqrt(finite)
     if is_complex:
-        return StatsRecord(count, None, std, None, None, whole.norm, zeros, nan, inf)
-    return StatsRecord(count, whole.mean, std, whole.low, whole.high, whole.norm, zeros, nan, inf)
+        return StatsRecord(count, None, std, None, None, norm, zeros, nan, inf)
+    return StatsRecord(count, mean, std, low, high, norm, zeros, nan, inf)

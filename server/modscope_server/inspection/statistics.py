@@ -38,6 +38,10 @@ class Reduction(NamedTuple):
 
     def resolve(self) -> StatsRecord:
         """The statistics; away from the CPU this waits for the device."""
+        parts = self.parts
+        # Most tensors are one chunk on the CPU; this is asked once for each value of each event.
+        if isinstance(parts, tuple) and len(parts) == 1:
+            return record(self.elements, self.is_complex, parts[0])
         return record(self.elements, self.is_complex, self._whole())
 
     def histogram(self) -> HistogramRecord | None:
