@@ -14,12 +14,14 @@ from torch import nn
 from modscope_server.errors import BadRequest, LimitExceeded, UnknownWatch
 from modscope_server.inspection.selection import some_modules
 from modscope_server.inspection.structure import Located
+from modscope_server.runtime.boundary_events import BoundaryEvents
 from modscope_server.runtime.bus import Counters, Draft, Fan, Queues, Subscription
-from modscope_server.runtime.capture import CALLED_BY_TORCH, ModuleTap
+from modscope_server.runtime.capture import CALLED_BY_TORCH, KINDS, ModuleTap
 from modscope_server.runtime.captured import Form
 from modscope_server.runtime.eager_steps import EagerUse
 from modscope_server.runtime.hook_states import HookState, merged
 from modscope_server.runtime.insight import Insight
+from modscope_server.runtime.metric_events import METRIC
 from modscope_server.runtime.registry import Registered
 from modscope_server.runtime.sensors import root_hooks
 from modscope_server.runtime.stance import keep_out
@@ -102,6 +104,8 @@ class HookManager:
         self._numbers = itertools.count(1)
         self._watches: dict[str, Watch] = {}
         self._taps: dict[tuple[str, int], ModuleTap] = {}
+        self.boundary_events = BoundaryEvents()
+        """What is told beside the hooks of modules; it needs to be connected to a loop."""
         self.insight = Insight()
         """What is known of the models beside; of more use where something follows the loop."""
 
@@ -114,7 +118,10 @@ class HookManager:
         point, so that the first step is seen whole. Raises NoMatch, BadGlobError, LimitExceeded.
         """
         self._check_block(spec)
-        chosen = some_modules(registered.root, registered.name, spec.glob, spec.type)
+        chosen = []
+        if any(kind != METRIC for kind in spec.kinds):
+            chosen = some_modules(registered.root, registered.name, spec.glob, spec.type)
+        hooked = chosen if any(kind in KINDS for kind in spec.kinds) else []
         with self._mutex:
             if len(self._watches) >= self._most:
                 raise LimitExceeded(
@@ -137,9 +144,10 @@ class HookManager:
                 watch = _Observer(spec, subscription, registered, self.insight, take)
             subscription.step = registered.step_count()
             subscription.paths = tuple(located.path for located in chosen)
-            subscription.notes = watch_notes(registered.root, chosen)
+            subscription.notes = watch_notes(registered.root, hooked)
+            subscription.notes += self.boundary_events.add(watch, registered, chosen)
             self._watches[subscription.id] = watch
-            for located in chosen:
+            for located in hooked:
                 scripted = isinstance(located.module, torch.jit.ScriptModule)
                 tap = None if scripted else self._tap(registered, located)
                 watch.hooked.add(located, tap)
@@ -160,6 +168,7 @@ class HookManager:
                 return Counters(0, 0, 0)
             subscription = watch.subscription
             subscription.end(reason)
+            self.boundary_events.remove(watch)
             for tap in watch.taps:
                 tap.set_sinks(sink for sink in tap.sinks if sink is not watch)
             self._taps = {key: tap for key, tap in self._taps.items() if tap.sinks}
@@ -193,7 +202,15 @@ class HookManager:
         """The hooks of one watch, or of all on a model."""
         watches = list(self._watches.values()) if watch is None else [watch]
         mine = [one for one in watches if one.registered.root is registered.root]
-        return [state for one in mine for state in one.hooked.states()]
+        step = registered.step_count()
+        return [
+            state
+            for one in mine
+            for state in (
+                *one.hooked.states(),
+                *self.boundary_events.states(one, one.subscription.id, step),
+            )
+        ]
 
     def changes(self, watch: Watch, at_most: float) -> Changes:
         """What tells of the hooks of a watch as they change; looks every `at_most` seconds in any case."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,10 @@ class Point(NamedTuple):
     step: int
     """step_count when it was reported: the iteration that it ends."""
     value: float
+
+    def number(self) -> float:
+        """The value."""
+        return self.value
 
 
 class Metric(NamedTuple):
@@ -64,6 +68,11 @@ class _Arriving:
         """The value, which is here."""
         return Point(self.step, float(self._host))
 
+    def number(self) -> float:
+        """The value, waited for. Raises RuntimeError where the device has lost it."""
+        self.wait()
+        return float(self._host)
+
 
 class _History:
     """The values of one name: those that are here, then those that are on their way."""
@@ -93,9 +102,15 @@ class _History:
 
 
 class Metrics:
-    """What was reported, by name. The training thread reports, others read."""
+    """What was reported, by name. The training thread reports, others read.
 
-    def __init__(self) -> None:
+    Args:
+        told: is told of each value that is kept, with its name and as the loop has given it, in the
+            thread that reports. It never raises.
+    """
+
+    def __init__(self, told: Callable[[str, Point | _Arriving, Any], None] | None = None) -> None:
+        self._told = told
         self._mutex = threading.Lock()
         self._histories: dict[str, _History] = {}
         self._left_out: dict[str, None] = {}
@@ -114,6 +129,8 @@ class Metrics:
                     history = self._history(name)
                     if history is not None:
                         history.add(taken)
+                if history is not None and self._told is not None:
+                    self._told(name, taken, value)
             except Exception as error:
                 self._refuse(name, error)
 
