@@ -64,7 +64,7 @@ class Backend:
             undo.callback(self._place.remove)
             serving = Serving(config, registry, self._safepoint, self._hooks, scaled, extras)
             self._control, self._leases, self._metrics = serving.control, serving.leases, serving.metrics
-            self._interventions, self._eager_steps = serving.interventions, serving.eager_steps
+            self._interventions, self._insight = serving.interventions, serving.insight
             self._budget = serving.budget
             server = self._server = Server(config, serving, self._place)
             undo.callback(server.stop)
@@ -92,6 +92,7 @@ class Backend:
             ends.callback(self._budget.settle, _SETTLE_SECONDS)
             ends.callback(self._server.stop)
             ends.callback(self._safepoint.close)
+            ends.callback(self._insight.close, self._safepoint)
             ends.callback(self._interventions.close)
             ends.callback(self._hooks.stop_all, "server closed")
             ends.callback(self._leases.close)
@@ -101,7 +102,7 @@ class Backend:
     def abandon(self) -> None:
         """Become inert in a forked child, taking no lock."""
         self._safepoint.abandon()
-        self._eager_steps.abandon()
+        self._insight.abandon()
 
     def _record(self, config: ServerConfig, registry: Registry) -> dict[str, object]:
         """What server.json says."""

@@ -153,3 +153,15 @@ def test_the_compiled_code_is_back_however_a_watch_ends(
         runs = backend.runs
         model(torch.ones(1, 2))
         assert backend.runs > runs and graphs() == 1
+
+
+def test_a_server_that_closes_leaves_nothing_on_parameters() -> None:
+    model = Half()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with here(model, optimizer) as rpc:
+        _stream, _ = armed(rpc)
+        step(model, optimizer)
+        watched(rpc)
+        step(model, optimizer)
+        assert model.unused.weight._post_accumulate_grad_hooks
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())

@@ -105,13 +105,10 @@ class DirectUse:
         suspect = self._known(module)
         return suspect is not None and suspect.guilty
 
-    def forget(self, modules: Iterable[nn.Module]) -> None:
-        """Have no suspicion any more; the hooks on parameters go at the next boundary, if any are left."""
-        with self._mutex:
-            for module in modules:
-                suspect = self._suspects.get(id(module))
-                if suspect is not None:
-                    suspect.looks = _LOOKS
+    @property
+    def is_looking(self) -> bool:
+        """Whether hooks of its own are on any parameter."""
+        return any(suspect.handles for suspect in list(self._suspects.values()))
 
     def dismiss_all(self) -> None:
         """Take every hook off its parameter; at a point at which gradients may be looked at."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from torch import nn
 
+from modscope_server.errors import Closed, NoSafePoint
 from modscope_server.runtime.compiled import is_compiled
 from modscope_server.runtime.direct_use import DirectUse, used_by_its_owner
 from modscope_server.runtime.eager_steps import EagerSteps, EagerUse
+from modscope_server.runtime.safepoint import SafePoint
 
 __all__ = ["NEVER", "Insight"]
 
 _COMPILED = "it is compiled, and compiled code skips hooks that came after it: {}"
 NEVER = "never called"
+_SOON = 0.5
+"""Seconds."""
 _DIRECT = (
     "called as module.forward(...), or its weights are used directly: its parameters get gradients, and it "
     "is not called"
@@ -50,6 +55,17 @@ class Insight:
         """See what has changed in the process; at times, on any thread."""
         if self.eager_steps is not None:
             self.eager_steps.look()
+
+    def close(self, safepoint: SafePoint) -> None:
+        """Take off what looks at parameters, where the loop comes by soon; else it goes with them, inert."""
+        if self.direct_use is not None and self.direct_use.is_looking:
+            with suppress(NoSafePoint, Closed):
+                safepoint.run(self.direct_use.dismiss_all, kind="grad", timeout=_SOON)
+
+    def abandon(self) -> None:
+        """Have the compiled code back in a forked child, taking no lock."""
+        if self.eager_steps is not None:
+            self.eager_steps.abandon()
 
     def silence(self, root: nn.Module, path: str, raw_path: str, module: nn.Module, since: int) -> str:
         """Why the hook of a module has not fired since that step, although the loop went on."""

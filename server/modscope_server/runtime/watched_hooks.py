@@ -23,6 +23,7 @@ __all__ = ["WatchedHooks"]
 _AGES = 2
 """Steps without a call after which a module that was called in compiled code is called in it no more."""
 _AGO = 1000
+"""Steps that are looked back on."""
 _SCRIPTED = "a ScriptModule takes no hooks"
 _REPLACED = "another module is at this path now"
 _AROUND = "called as module.forward(...), or passed by: what is inside of it is called, and it is not"
@@ -121,7 +122,7 @@ class WatchedHooks:
                 common = self._uncalled(hooked, module, around)
                 uncalled.append(module)
             for kind in self._kinds:
-                fired = hooked.fired(kind)
+                fired = hooked.fired(kind) if self._may_have(hooked, kind) else 0
                 state: State = "fired" if fired else "armed"
                 reason = common
                 if reason:
@@ -144,6 +145,14 @@ class WatchedHooks:
                 )
         self._insight.suspect(self._registered.root, uncalled)
         return found
+
+    def _may_have(self, hooked: _Hooked, kind: str) -> bool:
+        """Whether what a hook has seen may have been for this watch: others may share it."""
+        tap, phase = hooked.tap, self._spec.phase
+        last = None if tap is None else tap.last_step.get(kind)
+        if tap is None or last is None or (phase is not None and phase not in tap.phases_seen):
+            return False
+        return self._use.wants(last) or self._any_wanted(self._beginning.step, last)
 
     def _whatever_kind(self, hooked: _Hooked) -> str:
         """Why no hook on the module fires any more; "" where that depends."""
@@ -182,7 +191,10 @@ class WatchedHooks:
 
     def _wanted(self, first: int, end: int) -> bool:
         """Whether any step from `first` on that is complete now was to be seen whole."""
-        return not self._spec.max_rate and any(map(self._use.wants, range(max(first, end - _AGO), end)))
+        return not self._spec.max_rate and self._any_wanted(first, end)
+
+    def _any_wanted(self, first: int, end: int) -> bool:
+        return any(map(self._use.wants, range(max(first, end - _AGO), end)))
 
 
 def _containers(paths: Iterable[str]) -> set[str]:
