@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from modscope_client import connect
 from modscope_client.client import Client
 from modscope_client.errors import ModscopeError, ResourceExhausted, Unavailable
 from modscope_client.feed import Feed
+from modscope_client.types import Event
 from tests.client.fake_server import Hold
 from tests.client.fake_watch import CREATED, BreakOff, Response, Watches, event
-from tests.client.test_feed import Kept
+from tests.client.line import line
+from tests.client.test_feed import TOKEN, Job, Kept
 
 BROKEN = BreakOff(grpc.StatusCode.UNAVAILABLE)
 GONE = BreakOff(grpc.StatusCode.NOT_FOUND, "no watch is watch-7")
@@ -108,3 +112,26 @@ def test_an_overflow_that_disconnects_ends_it() -> None:
     with told(watches, overflow="disconnect") as it, pytest.raises(ResourceExhausted, match="more events"):
         it.feed.run()
     assert it.calls == ["armed"] and it.sink.closed == 1 and len(it.sink.events) == 1
+
+
+def test_a_line_to_a_real_server_that_is_cut(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.serve()
+
+    class Cutting(Kept):
+        def emit(self, event: Event) -> None:
+            super().emit(event)
+            if event.seq == 2:
+                wire.cut()
+
+    with line(tmp_path / "line", job.address) as wire:
+        sink = Cutting()
+        feed = Feed(
+            lambda: connect(wire.address, token=TOKEN, timeout=30), sink, watch={"glob": "1"},
+            armed=lambda events: job.train(3), lost=lambda error, seconds: job.train(2),
+        )  # fmt: skip
+        feed.run(count=5)
+    assert [(event.seq, event.step) for event in sink.events] == [(seq, seq) for seq in range(5)]
+    assert (sink.opened, feed.published, feed.dropped) == ([0], 5, 0)
+    assert job.module[1]._forward_hooks == {}
+    job.leave()

@@ -67,7 +67,7 @@ class HookNotes:
             return
         if was_blind:
             self._back.append(hook)
-        if hook.reason and not is_told:
+        if hook.state == "fired" and hook.reason and not is_told:
             self._partial.append(hook)
 
     def _tell(self) -> None:

@@ -55,6 +55,12 @@ def test_what_is_well_is_not_spoken_of() -> None:
     assert said.end() == []
 
 
+def test_one_whose_window_is_yet_to_come_is_well() -> None:
+    said = Said()
+    assert said.message(hook("a", "armed", "it begins at step 100")) == []
+    assert said.end() == ["a: its forward hook never fired: it begins at step 100"]
+
+
 def test_one_that_turns_blind_and_sees_again() -> None:
     said = Said()
     said.message(hook("a", "armed"))
