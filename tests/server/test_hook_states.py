@@ -276,6 +276,18 @@ def test_outputs_that_require_no_gradient() -> None:
         assert seen == [False, False]
 
 
+def test_a_hook_that_cannot_see_all_says_so() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True))
+    optimizer, step = trainer(model)
+    with rig(model, optimizer) as here:
+        watch = here.watch(kinds=BACKWARD)
+        step()
+        states = told(here, watch)
+        assert {hook.state for hook in states.values()} == {"fired"}
+        reasons = {key: hook.reason for key, hook in states.items() if hook.reason}
+        assert reasons == {("1", "backward"): "in-place module: the gradient of its input cannot be had"}
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_script_module_takes_no_hooks() -> None:
     scripted = torch.jit.script(nn.Linear(3, 3))

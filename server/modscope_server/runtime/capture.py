@@ -137,6 +137,8 @@ class ModuleTap:
         """step_count at the first of them."""
         self.called_at: int | None = None
         """step_count at the last call."""
+        self.unseen = ""
+        """Why a backward hook does not see all gradients; empty where it does."""
         self.raised = 0
         """Calls that an exception has ended."""
         self.faults = 0
@@ -290,6 +292,8 @@ class ModuleTap:
         wanted: Sequence[tuple[Expected, torch.Tensor | None]],
     ) -> None:
         expected = [what for what, _ in wanted]
+        if kind == "backward":
+            self.unseen = next((what.note for what in expected if what.note), "")
         tap, forms = weakref.ref(self), listeners.forms
 
         def take(what: Expected, gradient: torch.Tensor) -> Any:
@@ -323,7 +327,10 @@ class ModuleTap:
             found = [captured(role, key, tensor, listeners.forms) for key, tensor in values]
             self._send(kind, call, listeners, found)
         else:
-            wanted = tuple([value_in(form, role, key, tensor) for key, tensor in values])
+            if len(values) == 1:
+                wanted: tuple[DraftValue, ...] = (value_in(form, role, *values[0]),)
+            else:
+                wanted = tuple([value_in(form, role, key, tensor) for key, tensor in values])
             self._give(kind, call, listeners.sinks, wanted)
             self._told(kind, call, listeners)
 

@@ -129,6 +129,8 @@ class WatchedHooks:
                     state = "blind"
                 elif not fired:
                     state, reason = self._unfired(hooked, kind, early)
+                elif kind == "backward" and hooked.tap is not None:
+                    reason = hooked.tap.unseen
                 last = None if hooked.tap is None or not fired else hooked.tap.last_step.get(kind)
                 found.append(
                     HookState(
