@@ -26,7 +26,10 @@ class EventLines:
     """
 
     def __init__(self, paths: Sequence[str], hooks: Sequence[str]) -> None:
-        self._path_width = min(_WIDEST_PATH, max((len(path_text(path)) for path in paths), default=0))
+        longest = max((len(path_text(path)) for path in paths), default=0)
+        if "parameter" in hooks or "gradient" in hooks:
+            longest += len(".weight")
+        self._path_width = min(_WIDEST_PATH, longest)
         self._hook_width = max(map(len, hooks), default=0)
 
     def line(self, event: Event) -> str:

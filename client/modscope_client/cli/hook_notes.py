@@ -30,6 +30,7 @@ class HookNotes:
         self._blind: list[HookInfo] = []
         self._partial: list[HookInfo] = []
         self._back: list[HookInfo] = []
+        self._looked = False
 
     def follow(self, watch: Watching) -> None:
         """Say what this watch tells of its hooks; called before it is entered."""
@@ -41,15 +42,17 @@ class HookNotes:
             hooks = model.hooks()
         except ModscopeError:
             return
+        self._looked = True
         self._latest |= {_key(hook): hook for hook in hooks if watch.watch_id in hook.watch_ids}
 
     def sum_up(self, *, cut_short: bool = False) -> None:
         """Say which have never fired, and why, and what compiled code has cost.
 
-        cut_short: whether the end came so early that only blind ones are worth a word.
+        Without a last look only the blind ones, and so where the end has cut it short: others may have fired
+        since, or would have.
         """
         silent = [hook for hook in self._latest.values() if not hook.fired]
-        if cut_short:
+        if cut_short or not self._looked:
             silent = [hook for hook in silent if hook.state == "blind"]
         self._list(silent, "never fired", "never fired")
         costs = dict.fromkeys(hook.remedy for hook in self._latest.values() if hook.remedy)

@@ -147,7 +147,7 @@ def _run(
     with stopped_by_signals(feed.stop):
         with stopped_after(duration, feed.stop):
             feed.run(count)
-        notes.sum_up(cut_short=True)
+        notes.sum_up()
         say(_total(feed))
 
 

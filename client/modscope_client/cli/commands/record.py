@@ -58,7 +58,7 @@ def command(
                 what = watched_text(events, watch["hooks"])
                 say(f"recording {what}, from step {events.step:,}")
                 follow(events, lambda event: None, count, is_bounded=bool(count or duration))
-            notes.sum_up(cut_short=True)
+            notes.sum_up()
             size = byte_count(os.path.getsize(file))
             held = plural(recorder.events, "event")
             say(f"{held} in {one_line(file)}, {size}; the watch had {tally(events)}")

@@ -60,7 +60,7 @@ def _print(settings: Settings, recording: Recording, count: int | None) -> None:
     show = event_writer(settings.output, recording, recording.hooks, begun="recorded: {}")
     for event in itertools.islice(recording, count):
         show(event)
-    notes.sum_up(cut_short=True)
+    notes.sum_up()
     if settings.output == "table" and count is None:
         say(tally(recording))
 
