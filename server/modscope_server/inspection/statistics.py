@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -23,15 +23,26 @@ _DEVICE_CHUNK = 1 << 24
 _EXACT = frozenset((torch.float32, torch.float64))
 
 
+class Numbers(Protocol):
+    """A tensor, or what stands for one whose elements are on their way to the host."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the elements."""
+
+    def tolist(self) -> Any:
+        """The elements in lists; away from the CPU this waits for the device."""
+
+
 class Reduction(NamedTuple):
     """A tensor's statistics, perhaps still on its device."""
 
     elements: int
     """How many were looked at."""
     is_complex: bool
-    parts: tuple[Part, ...] | torch.Tensor
+    parts: tuple[Part, ...] | Numbers
     """One row of ten numbers for each chunk; a tensor of shape (chunks, 10) away from the CPU."""
-    buckets: HistogramRecord | torch.Tensor | None = None
+    buckets: HistogramRecord | Numbers | None = None
     """The histogram, where it was asked for and there is one; away from the CPU as `counted` gives it."""
     population: int | None = None
     """Elements of the tensor, where only a sample of them was looked at."""
@@ -46,7 +57,7 @@ class Reduction(NamedTuple):
 
     def histogram(self) -> HistogramRecord | None:
         """The histogram, where it was asked for; None for complex tensors and where no element is finite."""
-        if not isinstance(self.buckets, torch.Tensor):
+        if self.buckets is None or isinstance(self.buckets, HistogramRecord):
             return self.buckets
         whole = self._whole()
         if not whole.finite:
@@ -68,9 +79,9 @@ class Reduction(NamedTuple):
 
     def rows(self) -> tuple[Part, ...]:
         """The parts, in host memory."""
-        if isinstance(self.parts, torch.Tensor):
-            return tuple(Part(*row) for row in self.parts.tolist())
-        return self.parts
+        if isinstance(self.parts, tuple):
+            return self.parts
+        return tuple(Part(*row) for row in self.parts.tolist())
 
 
 def statistics(t: torch.Tensor) -> StatsRecord:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from modscope_server.errors import NotMaterialized
 from modscope_server.inspection.statistics import Reduction, reduce
 from modscope_server.inspection.tensors import dtype_name, shape_of, unreadable_reason
+from modscope_server.runtime.cuda_copies import gathered
 from modscope_server.runtime.drafts import DraftValue
 from modscope_server.runtime.parts import Unfit, copied, part_of
 
 __all__ = ["Form", "captured", "value_in"]
 
+_RECORDED = "being recorded into a CUDA graph: nothing is computed yet, and replays call no hooks"
 _TRANSFORMED = "inside of a transformation of torch.func: it has no elements of its own"
 
 
@@ -53,6 +56,8 @@ def value_in(form: Form, role: str, key: str, tensor: torch.Tensor | None, note:
 
 def _value_in(form: Form, role: str, key: str, tensor: torch.Tensor) -> DraftValue:
     payload, note = form[0], ""
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        return DraftValue(role, key, tuple(tensor.shape), dtype_name(tensor), None, None, _RECORDED)
     try:
         if payload == "stats" or payload == "histogram":
             reduction, copy = _reduced(tensor, payload == "histogram", form[1], form[2]), None
@@ -70,13 +75,22 @@ def _value_in(form: Form, role: str, key: str, tensor: torch.Tensor) -> DraftVal
     return DraftValue(role, key, shape, dtype_name(tensor), reduction, copy, note)
 
 
-class _Last(threading.local):
-    """What this thread has reduced last."""
+_Seen: TypeAlias = "tuple[Callable[[], torch.Tensor | None], int, dict[tuple[str, int], Reduction]]"
 
-    tensor: weakref.ref[torch.Tensor] | None = None
-    version = 0
-    known: dict[tuple[str, int], tuple[Reduction, bool]]
-    """By index and sample; and whether it has a histogram."""
+
+class _Last(threading.local):
+    """What this thread has reduced last: the tensor, its version, and its reductions by index and sample."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[Callable[[], torch.Tensor | None], int, dict[tuple[str, int], Reduction]] = (
+            _nothing,
+            0,
+            {},
+        )
+
+
+def _nothing() -> None:
+    return None
 
 
 _LAST = _Last()
@@ -90,13 +104,21 @@ def _reduced(tensor: torch.Tensor, histogram: bool, sample: int, index: str) -> 
     by neither.
     """
     if type(tensor) is not torch.Tensor or tensor.is_inference():
-        return reduce(part_of(tensor, index) if index else tensor, histogram=histogram, sample=sample)
-    last, version = _LAST, tensor._version
-    if last.tensor is None or last.tensor() is not tensor or last.version != version:
-        last.tensor, last.version, last.known = weakref.ref(tensor), version, {}
-    found = last.known.get((index, sample))
-    if found is not None and (found[1] or not histogram):
-        return found[0] if histogram or not found[1] else found[0]._replace(buckets=None)
-    reduction = reduce(part_of(tensor, index) if index else tensor, histogram=histogram, sample=sample)
-    last.known[index, sample] = reduction, histogram
+        return _fresh(tensor, histogram, sample, index)
+    seen, seen_version, known = _LAST.seen
+    version = tensor._version
+    if seen_version != version or seen() is not tensor:
+        known = {}
+        _LAST.seen = weakref.ref(tensor), version, known
+    reduction = known.get((index, sample))
+    if reduction is None or (histogram and reduction.buckets is None):
+        reduction = _fresh(tensor, histogram, sample, index)
+        known[index, sample] = reduction
+    elif not histogram and reduction.buckets is not None:
+        return reduction._replace(buckets=None)
     return reduction
+
+
+def _fresh(tensor: torch.Tensor, histogram: bool, sample: int, index: str) -> Reduction:
+    part = part_of(tensor, index) if index else tensor
+    return gathered(reduce(part, histogram=histogram, sample=sample))

@@ -11,7 +11,7 @@ from modscope_server.inspection.records import HistogramRecord, SampleRecord, St
 from modscope_server.inspection.statistics import Reduction
 from modscope_server.inspection.tensors import plain_data
 
-__all__ = ["Draft", "DraftValue", "HookEvent", "HookValue", "event_of"]
+__all__ = ["Draft", "DraftValue", "HookEvent", "HookValue", "event_of", "figures_of"]
 
 
 class DraftValue(NamedTuple):
@@ -86,10 +86,23 @@ def event_of(sequence: int, draft: Draft, dropped: int) -> HookEvent:
     return HookEvent(sequence, *draft[:-1], tuple(map(_value, draft.values)), dropped)
 
 
+def figures_of(
+    reduction: Reduction,
+) -> tuple[StatsRecord | None, HistogramRecord | None, SampleRecord | None, str]:
+    """Statistics, histogram and sample, waited for where they are on a device, and why there are none."""
+    try:
+        stats = reduction.resolve()
+        histogram = None if reduction.buckets is None else reduction.histogram()
+        sample = None if reduction.population is None else reduction.sample()
+    except RuntimeError as error:
+        return None, None, None, f"its statistics are lost: {error}"
+    return stats, histogram, sample, ""
+
+
 def _value(draft: DraftValue) -> HookValue:
     role, key, shape, dtype, reduction, copy, note = draft
     tensor = None if copy is None else plain_data(copy)
     if reduction is None:
         return HookValue(role, key, shape, dtype, None, tensor, note)
-    stats = reduction.resolve()
-    return HookValue(role, key, shape, dtype, stats, tensor, note, reduction.histogram(), reduction.sample())
+    stats, histogram, sample, loss = figures_of(reduction)
+    return HookValue(role, key, shape, dtype, stats, tensor, note or loss, histogram, sample)

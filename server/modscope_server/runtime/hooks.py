@@ -18,6 +18,7 @@ from modscope_server.runtime.boundary_events import BoundaryEvents
 from modscope_server.runtime.bus import Counters, Draft, Fan, Queues, Subscription
 from modscope_server.runtime.capture import CALLED_BY_TORCH, KINDS, ModuleTap
 from modscope_server.runtime.captured import Form
+from modscope_server.runtime.cuda_copies import StepEnds
 from modscope_server.runtime.eager_steps import EagerUse
 from modscope_server.runtime.hook_states import HookState, merged
 from modscope_server.runtime.insight import Insight
@@ -105,6 +106,8 @@ class HookManager:
         self._watches: dict[str, Watch] = {}
         self._taps: dict[tuple[str, int], ModuleTap] = {}
         self.boundary_events = BoundaryEvents()
+        self.step_ends = StepEnds()
+        """What of devices is fetched at the ends of iterations."""
         """What is told beside the hooks of modules; it needs to be connected to a loop."""
         self.insight = Insight()
         """What is known of the models beside; of more use where something follows the loop."""
@@ -154,6 +157,7 @@ class HookManager:
                 if tap is not None:
                     watch.taps.append(tap)
                     tap.set_sinks((*tap.sinks, watch))
+        self.step_ends.count(1)
         keep_out(*CALLED_BY_TORCH)
         if watch.hooked.paths:
             self.insight.begin(watch.eager)
@@ -173,6 +177,7 @@ class HookManager:
                 tap.set_sinks(sink for sink in tap.sinks if sink is not watch)
             self._taps = {key: tap for key, tap in self._taps.items() if tap.sinks}
         self.insight.end(watch.eager)
+        self.step_ends.count(-1)
         counters = subscription.counters()
         if subscription.reader is None and (subscription.is_abandoned or subscription.finished):
             subscription.close()

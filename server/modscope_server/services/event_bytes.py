@@ -17,7 +17,7 @@ from modscope.fields import doubles, fresh_varint, integer, integers, message, r
 from modscope.v1 import event_pb2
 from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
 from modscope_server.inspection.tensors import dtype_name, nbytes
-from modscope_server.runtime.drafts import Draft, DraftValue
+from modscope_server.runtime.drafts import Draft, DraftValue, figures_of
 from modscope_server.runtime.runs import Run
 from modscope_server.services.convert import HOOK_KINDS
 
@@ -112,12 +112,13 @@ def _value(value: DraftValue) -> bytes:
         return head + text(8, note) if note else head
     parts = [head]
     if reduction is not None:
-        stats = _stats(reduction.resolve())
-        parts += (_STATS, varint(len(stats)), stats)
-        histogram = None if reduction.buckets is None else reduction.histogram()
+        record, histogram, sample, loss = figures_of(reduction)
+        note = note or loss
+        if record is not None:
+            stats = _stats(record)
+            parts += (_STATS, varint(len(stats)), stats)
         if histogram is not None:
             parts.append(message(6, _histogram(histogram)))
-        sample = None if reduction.population is None else reduction.sample()
         if sample is not None:
             parts.append(message(9, _sample(sample)))
     if copy is not None:

@@ -9,9 +9,10 @@ import torch
 
 from modscope.tensor import CHUNK_BYTES, chunks
 from modscope.wire import Encoded, Frame
-from modscope_server.inspection.tensors import plain_data
+from modscope_server.inspection.tensors import byte_view, plain_data
 from modscope_server.runtime.budget import copies
 from modscope_server.runtime.bus import Batch
+from modscope_server.runtime.from_device import copy_from_cuda
 from modscope_server.services.event_bytes import entries
 
 __all__ = ["messages"]
@@ -60,6 +61,11 @@ def _pieces(tensors: deque[memoryview]) -> Iterator[memoryview | bytes]:
 
 def _bytes_of(copy: torch.Tensor) -> memoryview:
     """The elements of a hook's own copy: its memory, where it lies there as it is sent."""
+    if copy.is_cuda:
+        host = torch.empty(copy.nbytes, dtype=torch.uint8)
+        for _ in copy_from_cuda(host, copy):
+            pass
+        return byte_view(host)
     data = plain_data(copy)
     assert data is not None, "no unreadable tensor is copied"
     return memoryview(data.data)

@@ -72,6 +72,7 @@ class Serving:
         self.insight = hooks.insight = Insight(self.eager_steps, DirectUse(safepoint))
         self.interventions = Interventions(self.leases, safepoint, self.insight)
         hooks.boundary_events.follow(safepoint, registry.optimizers)
+        hooks.step_ends.follow(safepoint)
         self.metrics = Metrics(hooks.boundary_events.metrics.reported)
         sources = Sources(registry, self.metrics, hooks, lambda: safepoint.serving)
         self.control = RunControl(safepoint, BreakTable(sources), self.leases)
