@@ -79,7 +79,13 @@ def stop(events: Subscription) -> None:
 
 
 def tally(watch: Watched) -> str:
-    """How many events a watch has had, and how many of them were lost."""
+    """How many events a watch has had, how many of them were lost, and what it has spared or cost."""
     counters = watch.counters
-    dropped = f", {counters.dropped:,} of them dropped" if counters.dropped else ""
-    return f"{plural(counters.published, 'event')}{dropped}"
+    parts = [plural(counters.published, "event")]
+    if counters.dropped:
+        parts.append(f"{counters.dropped:,} of them dropped")
+    if counters.skipped:
+        parts.append(f"{counters.skipped:,} more left out by its rate")
+    if counters.blocked_seconds:
+        parts.append(f"for which training waited {counters.blocked_seconds:.3g} s")
+    return ", ".join(parts)
