@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.server.compiled_support import ALL, BACKENDS, Backend, drained, graphs, rig, stance
+from tests.server.compiled_support import ALL, INDUCTOR, Backend, drained, graphs, rig, stance
 from tests.server.rpc import until
 
 pytestmark = [
@@ -110,9 +110,13 @@ def seen_by_us(events: list[Any]) -> dict[tuple[str, str], list[torch.Tensor]]:
     return seen
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+WAYS = ["a wrapper", "in place", "a whole graph", "a child in place", "a step function"]
+
+
 @pytest.mark.parametrize(
-    "how", ["a wrapper", "a whole graph", "in place", "a child in place", "a step function"]
+    ("backend", "how"),
+    [("aot_eager", how) for how in WAYS]
+    + [pytest.param("inductor", how, marks=INDUCTOR) for how in WAYS[:2]],
 )
 def test_all_kinds_fire_after_compilation_and_the_compiled_code_is_back(backend: str, how: str) -> None:
     torch.manual_seed(0)
@@ -278,6 +282,38 @@ def test_a_stance_of_the_programs_own_is_left_alone() -> None:
         step(batch(3))
         assert {event.step for event in drained(watch)} == {3}
         assert here.eager_steps.cost(watch.eager) == "eager steps: 1"
+
+
+def test_a_stance_that_the_program_sets_within_each_step_is_told() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compiler = Backend("aot_eager")
+    with rig(model, optimizer) as here:
+        step = compiled_step("in place", model, optimizer, compiler)
+        step(batch(0))
+        watch = here.watch()
+        for seed in (1, 2):
+            runs = compiler.runs
+            with torch.compiler.set_stance("default"):
+                step(batch(seed))
+            assert compiler.runs > runs
+        assert "within its steps" in here.eager_steps.obstacle
+        assert drained(watch) == [] and here.eager_steps.cost(watch.eager) == "eager steps: 0"
+        step(batch(3))
+        assert drained(watch) and here.eager_steps.obstacle == ""
+
+
+def test_no_hook_of_ours_makes_a_program_fail_that_forbids_recompilation() -> None:
+    """Compiled code calls the hooks of its outermost module from outside of the graph."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = compiled_step("in place", model, optimizer, "aot_eager")
+    step(batch(0))
+    with torch.compiler.set_stance("fail_on_recompile"), rig(model, optimizer) as here:
+        step(batch(1))
+        here.watch(kinds=ALL)
+        step(batch(2))
+    assert graphs() == 1
 
 
 def test_a_stance_that_the_program_takes_back_leaves_none_of_ours_behind() -> None:

@@ -344,6 +344,22 @@ def test_a_served_model_tells_after_one_forward() -> None:
         assert (states["body", "forward"].state, states["head", "forward"].state) == ("fired", "blind")
 
 
+def test_an_evaluation_between_two_steps_tells_after_two_forwards() -> None:
+    model = Net(called)
+    optimizer, step = trainer(model)
+    with rig(model, optimizer) as here:
+        step()
+        model.eval()
+        watch = here.watch(glob="head", kinds=("backward",))
+        states = []
+        for _ in range(3):
+            states.append(told(here, watch)["head", "backward"])
+            with torch.no_grad():
+                model(torch.ones(1, 3))
+        assert [hook.state for hook in states] == ["armed", "armed", "blind"]
+        assert states[-1].reason == "called without gradients only, as in evaluation"
+
+
 def test_a_watch_of_steps_to_come_waits_for_them() -> None:
     model = Net(called)
     optimizer, step = trainer(model)

@@ -7,6 +7,8 @@ from modscope_server.runtime.sensors import root_hooks
 
 __all__ = ["Beginning"]
 
+_EVALUATED = 2
+
 
 class Beginning:
     """The moment at which hooks came, at a safe point.
@@ -31,9 +33,12 @@ class Beginning:
     def is_early(self) -> bool:
         """Whether a module that the loop uses may not have been called yet.
 
-        A whole iteration has to pass; where the model is served and no loop trains it, a forward.
+        A whole iteration has to pass; where the model is served and no loop trains it, a forward; where it
+        is evaluated between iterations, two.
         """
         steps = self._registered.step_count() - self.step
+        if not steps and self.forwards >= _EVALUATED and not self._registered.root.training:
+            return False
         if steps or self.step:
             return steps < 2 and not (steps == 1 and self.forwards)
         return not (self.forwards and not any(True for _ in self._registered.groups()))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import (
     Optimizer,
@@ -27,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 
 from modscope_server.runtime.activity import Activity
 from modscope_server.runtime.pending import PendingForwards
+from modscope_server.runtime.stance import keep_out
 from modscope_server.runtime.steps import StepCounter
 from modscope_server.runtime.uncopied import Uncopied
 
@@ -44,6 +46,7 @@ _LOG = logging.getLogger("modscope_server")
 _NO_BACKWARD = -1
 _backward_id = torch._C._current_graph_task_id
 _grad_enabled = torch.is_grad_enabled
+_runs_compiled = get_eval_frame_callback
 
 
 def in_backward() -> bool:
@@ -88,6 +91,7 @@ def hook_root(root: nn.Module, listener: Listener) -> list[RemovableHandle]:
     """Put the safe point's two hooks on a root; a ScriptModule takes none."""
     if isinstance(root, torch.jit.ScriptModule):
         return []
+    keep_out(_Before.__call__, _After.__call__)
     return [
         root.register_forward_pre_hook(_Before(root, listener), prepend=True),
         root.register_forward_hook(_After(root, listener), always_call=True),
@@ -155,7 +159,7 @@ class _Before(RootHook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, *rest: Any) -> None:
-        if is_dynamo_compiling() or id(module) != self._root:
+        if is_dynamo_compiling() or id(module) != self._root or _runs_compiled():
             return
         self.fired += 1
         activity = self._activity
@@ -183,7 +187,7 @@ class _After(RootHook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, *rest: Any) -> None:
-        if is_dynamo_compiling() or id(module) != self._root:
+        if is_dynamo_compiling() or id(module) != self._root or _runs_compiled():
             return
         self.fired += 1
         activity = self._activity
