@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from modscope_server.runtime.metrics import Metric, Metrics, Point
+from tests.server.elsewhere import Elsewhere, Stream, on_elsewhere
 
 
 def reported(**values: Any) -> Metrics:
@@ -126,37 +127,8 @@ def test_a_65th_name_is_told_and_the_others_go_on() -> None:
     assert metrics.latest("m64") is None
 
 
-class Stream:
-    """An accelerator's queue: what was copied arrives when the test says so."""
-
-    arrived = False
-
-    def record(self) -> None: ...
-
-    def query(self) -> bool:
-        return Stream.arrived
-
-    def synchronize(self) -> None:
-        Stream.arrived = True
-
-
 def test_a_value_of_an_accelerator_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Elsewhere(torch.Tensor):
-        """On a device of which the test is the driver; any look at its value is a synchronisation."""
-
-        device = torch.device("cuda")  # type: ignore[assignment]
-
-        @classmethod
-        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            looks = func in (torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.tolist)
-            assert Stream.arrived or not looks, "reporting has waited for the device"
-            return super().__torch_function__(func, types, args, kwargs or {})
-
-    class Plain:
-        Event = Stream
-
-    monkeypatch.setattr(torch, "get_device_module", lambda device: Plain)
-    Stream.arrived = False
+    on_elsewhere(monkeypatch)
     metrics = Metrics()
     for step in (1, 2):
         metrics.report(step, {"loss": torch.tensor(step * 1.5).as_subclass(Elsewhere)})

@@ -19,11 +19,12 @@ from modscope_server.runtime.tally import Tally, Told
 __all__ = ["BoundaryEvents"]
 
 _SILENT = 2
-"""Iterations without a report after which a loop is taken for one that reports nothing."""
+"""Iterations without anything to tell after which that is said."""
 _NO_PARAMETERS = (
     "none of the chosen modules has parameters of its own; those of the modules below are told with a glob "
     "that matches these, such as 'mlp*'"
 )
+_NO_STEP = "its optimizer has not stepped yet, or its steps are not seen, as in compiled code"
 _NO_METRICS = "nothing is reported: the loop tells metrics by scope.step(loss=...)"
 
 
@@ -80,6 +81,8 @@ class BoundaryEvents:
                 reason = _NO_METRICS
         else:
             reason = self._parameters.fault or told.reason
+            if not reason and not told.fired and told.missed >= _SILENT:
+                reason = _NO_STEP
         state: State = "blind" if reason else "fired" if told.fired else "armed"
         return HookState(
             told.path, told.kind, owner, (watch_id,), told.fired, told.last_step, state=state, reason=reason

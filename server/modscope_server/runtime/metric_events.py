@@ -19,6 +19,8 @@ __all__ = ["METRIC", "MetricEvents", "Reported"]
 METRIC = "metric"
 """The kind of these events."""
 
+_ASKED_FOR = HistogramRecord((), ())
+"""Stands for a histogram that is made when somebody reads it."""
 _LOG = logging.getLogger("modscope_server")
 
 
@@ -105,13 +107,12 @@ class _LateReduction(Reduction):
     """The statistics of one number, taken by whoever asks for them: that one may wait until it is here."""
 
     taken: Reported
-    with_histogram: bool
 
     @classmethod
     def of(cls, taken: Reported, *, histogram: bool) -> _LateReduction:
         """The reduction of a reported value."""
-        made = cls(1, False, ())
-        made.taken, made.with_histogram = taken, histogram
+        made = cls(1, False, (), _ASKED_FOR if histogram else None)
+        made.taken = taken
         return made
 
     def resolve(self) -> StatsRecord:
@@ -130,4 +131,4 @@ class _LateReduction(Reduction):
 
     def _now(self) -> Reduction:
         number = torch.tensor(self.taken.number(), dtype=torch.float64)
-        return reduce(number, histogram=self.with_histogram)
+        return reduce(number, histogram=self.buckets is not None)

@@ -175,6 +175,11 @@ class ParameterEvents:
                     held_back = iteration.held_back.get(key) if kind == "gradient" else None
                     self._tell(target, kind, iteration.step, held_back, late=late)
         iteration.held_back = {}
+        for key, target in iteration.targets.items():
+            for kind in PARAMETER_KINDS:
+                if (kind, key) not in iteration.told:
+                    for reader in _readers(target, kind):
+                        reader.tally.of(kind, reader.path).missed += 1
 
     def _loose(self, iteration: _Iteration) -> list[tuple[int, Target]]:
         """The parameters that no known optimizer holds."""

@@ -18,6 +18,8 @@ class Told:
     path: str
     fired: int = 0
     last_step: int | None = None
+    missed: int = 0
+    """Iterations since then in which it might have been told, and its optimizer did not step."""
     faults: int = 0
     reason: str = ""
     """Why there was nothing to tell when it was looked at last; empty where there was."""
@@ -26,6 +28,7 @@ class Told:
         """It was told of an iteration."""
         self.fired += 1
         self.last_step = step
+        self.missed = 0
         self.reason = reason
 
     def fault(self, error: Exception) -> None:
