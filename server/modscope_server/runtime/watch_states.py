@@ -15,7 +15,7 @@ _SHARE = 0.05
 
 
 class Changes:
-    """Looks at the hooks of one watch, at most once a second, and less often where all is well.
+    """Looks at the hooks of one watch, at most once a second, and less often where nothing changes.
 
     Args:
         states: the hooks as they are now.
@@ -56,8 +56,7 @@ class Changes:
             if self._known.get(key) != said:
                 self._known[key] = said
                 changed.append(state)
-        all_is_well = not changed and all(state.state == "fired" for state in states)
-        self._pause = min(2 * self._pause, self._at_most) if all_is_well else _SECONDS
+        self._pause = _SECONDS if changed else min(2 * self._pause, self._at_most)
         ended = self._clock()
         self.due = ended + max(self._pause, (ended - began) / _SHARE)
         return changed
