@@ -39,7 +39,7 @@ class Listeners(NamedTuple):
 class Audience:
     """Some subscribers at one module, by the kind of hook."""
 
-    __slots__ = ("_parts", "gradients", "is_plain", "kinds", "needs_beginning", "sinks")
+    __slots__ = ("_parts", "gradients", "is_plain", "kinds", "needs_beginning", "simple", "sinks")
 
     def __init__(self, sinks: tuple[Sink, ...]) -> None:
         self.sinks = sinks
@@ -50,6 +50,9 @@ class Audience:
         is_rated = any(listeners.rates for listeners in self.kinds.values())
         self.needs_beginning = is_rated or "forward_pre" in self.kinds or "backward" in self.kinds
         """Whether the hook before forward is needed: to a rate it tells where whole forwards begin."""
+        forward = self.kinds.get("forward") if len(self.kinds) == 1 and self.is_plain else None
+        self.simple = forward if forward is not None and forward.only is not None else None
+        """The listeners to forward, where nobody wants anything else, and all want each call in one form."""
         self._parts: dict[tuple[Sink, ...], Audience] = {}
 
     def of_call(self, step: int, call: int, training: bool, source: int) -> tuple[Audience, Audience]:

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from modscope_server.inspection.values import named_tensors
 from modscope_server.runtime.audience import NOBODY, Audience, Listeners, Sink
 from modscope_server.runtime.calls import Call, CallNumbers, OpenCalls, frames_of_raise, stands_for
-from modscope_server.runtime.captured import captured, value_in
+from modscope_server.runtime.captured import captured, plain_value_in, value_in
 from modscope_server.runtime.drafts import Draft, DraftValue
 from modscope_server.runtime.gradients import Expected, GradientCollector, awaited, identity_views
 from modscope_server.runtime.uncopied import Uncopied
@@ -67,7 +67,7 @@ class _Before(_Hook):
         if _is_compiling() or _runs_compiled() or _is_tracing():
             return None
         tap = self._tap()
-        if tap is None or not tap.sinks or not stands_for(module, tap.module()):
+        if tap is None or not tap.sinks or not (tap.module() is module or stands_for(module, tap.module())):
             return None
         try:
             return tap.before(module, rest, sys._getframe(1))
@@ -85,7 +85,7 @@ class _After(_Hook):
         if _is_compiling() or _runs_compiled() or _is_tracing():
             return
         tap = self._tap()
-        if tap is None or not tap.sinks or not stands_for(module, tap.module()):
+        if tap is None or not tap.sinks or not (tap.module() is module or stands_for(module, tap.module())):
             return
         raised: Collection[int] = ()
         try:
@@ -221,6 +221,10 @@ class ModuleTap:
 
     def after(self, module: nn.Module, output: Any, frame: FrameType) -> None:
         """The module has given `output`."""
+        simple = self._audience.simple
+        if simple is not None and type(output) is torch.Tensor:
+            self._tell(module, output, simple)
+            return
         call = self._open.end((id(frame),)) if self._has_pre else None
         if call is None:
             call = self._begin(module)
@@ -249,8 +253,32 @@ class ModuleTap:
         if call.left_out is not NOBODY:
             call.left_out.leave_out("forward")
 
+    def _tell(self, module: nn.Module, output: torch.Tensor, listeners: Listeners) -> None:
+        """What the rest does, for most watches and most modules: one value, and nothing before or after it.
+
+        It has a way of its own because it runs between a training loop's own operations, when nothing of
+        ours is in the processor's caches: there each call of a function costs much.
+        """
+        step, index, recompute, _ = self._number(module)
+        self.fired["forward"] += 1
+        self.last_step["forward"] = step
+        value = plain_value_in(listeners.only, "output", "", output)  # type: ignore[arg-type]
+        whose = self.model, self.path, self.raw_path, self.type
+        draft = Draft(step, *whose, "forward", index, recompute, time.time(), (value,))
+        for sink in listeners.sinks:
+            sink.publish(draft)
+
     def _begin(self, module: nn.Module) -> Call:
         """Number a call within its step, and learn who wants it."""
+        step, index, recompute, training = self._number(module)
+        audience = self._audience
+        if audience.is_plain:
+            return Call(step, index, recompute, audience, NOBODY, audience)
+        wanting, left_out = audience.of_call(step, index, training, id(self))
+        return Call(step, index, recompute, wanting, left_out, audience)
+
+    def _number(self, module: nn.Module) -> tuple[int, int, bool, bool]:
+        """Count a call: its step, its number in that, whether it is a recomputation, and whether in training."""
         recompute = _backward_id() != _NO_BACKWARD
         step, index = self._numbers.next(recompute)
         self.calls += 1
@@ -263,11 +291,7 @@ class ModuleTap:
             self._trained = True
         else:
             self._evaluated = True
-        audience = self._audience
-        if audience.is_plain:
-            return Call(step, index, recompute, audience, NOBODY, audience)
-        wanting, left_out = audience.of_call(step, index, training, id(self))
-        return Call(step, index, recompute, wanting, left_out, audience)
+        return step, index, recompute, training
 
     def _await_gradients(self, call: Call, outputs: Sequence[tuple[str, torch.Tensor | None]]) -> None:
         """Have the gradients of a call's outputs, and of its inputs, published as events."""

@@ -17,7 +17,7 @@ from modscope_server.runtime.cuda_copies import gathered
 from modscope_server.runtime.drafts import DraftValue
 from modscope_server.runtime.parts import Unfit, copied, part_of
 
-__all__ = ["Form", "captured", "value_in"]
+__all__ = ["Form", "captured", "plain_value_in", "value_in"]
 
 _RECORDED = "being recorded into a CUDA graph: nothing is computed yet, and replays call no hooks"
 _TRANSFORMED = "inside of a transformation of torch.func: it has no elements of its own"
@@ -49,12 +49,13 @@ def value_in(form: Form, role: str, key: str, tensor: torch.Tensor | None, note:
     if tensor is None:
         return DraftValue(role, key, (), None, None, None, note)
     if type(tensor) is torch.Tensor:
-        return _value_in(form, role, key, tensor)
+        return plain_value_in(form, role, key, tensor)
     with torch._C.DisableTorchFunctionSubclass():
-        return _value_in(form, role, key, tensor)
+        return plain_value_in(form, role, key, tensor)
 
 
-def _value_in(form: Form, role: str, key: str, tensor: torch.Tensor) -> DraftValue:
+def plain_value_in(form: Form, role: str, key: str, tensor: torch.Tensor) -> DraftValue:
+    """A value that is exactly a torch.Tensor, in one form."""
     payload, note = form[0], ""
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         return DraftValue(role, key, tuple(tensor.shape), dtype_name(tensor), None, None, _RECORDED)
