@@ -278,7 +278,7 @@ class ModuleTap:
         return Call(step, index, recompute, wanting, left_out, audience)
 
     def _number(self, module: nn.Module) -> tuple[int, int, bool, bool]:
-        """Count a call: its step, its number in that, whether it is a recomputation, and whether in training."""
+        """Count a call: its step, its number there, whether it is a recomputation, whether in training."""
         recompute = _backward_id() != _NO_BACKWARD
         step, index = self._numbers.next(recompute)
         self.calls += 1
