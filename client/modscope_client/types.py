@@ -241,15 +241,15 @@ class ValueInfo:
     key: str
     """"" for a bare tensor, else its position or keyword, nested ones joined by dots."""
     shape: tuple[int, ...] | None
-    """Size of each dimension; None where there is no tensor."""
+    """Size of each dimension, of all of it where `index` asked for a part; None where there is no tensor."""
     dtype: str | None
     """PyTorch's dtype name; None for Python's None and for a gradient that cannot be had."""
     stats: Stats | None = None
-    """Statistics, where they were asked for."""
+    """Statistics, where they were asked for; of the part that `index` asked for."""
     histogram: Histogram | None = None
-    """Histogram, where it was asked for."""
+    """Histogram, where it was asked for, of the same."""
     array: Array | None = field(default=None, compare=False)
-    """The whole tensor, where it was asked for."""
+    """The tensor, or its part, where it was asked for; in the dtype that it was to be cast to."""
     note: str = ""
     """Why there is no value; "" where there is."""
     sample: Sample | None = None
