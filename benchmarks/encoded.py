@@ -14,7 +14,7 @@ from typing import Any, cast
 import grpc
 
 from benchmarks.processes import answer
-from benchmarks.sources import OPTIONS
+from benchmarks.sources import STATISTICS
 from modscope.v1 import hook_service_pb2, model_service_pb2
 from modscope_client import connect
 from modscope_client.rpcs import GET_MODEL, STOP_WATCH, WATCH
@@ -38,7 +38,7 @@ class Recording(grpc.GenericRpcHandler):
         """Watch, and keep what comes until so many events have. Returns when the watch is armed."""
         self._count = count
         with connect(address, token=token) as client:
-            request = client.model().watch(**cast("Any", OPTIONS)).request.SerializeToString()
+            request = client.model().watch(**cast("Any", STATISTICS)).request.SerializeToString()
         self._channel = grpc.insecure_channel(address)
         watch: Any = self._channel.unary_stream(WATCH.path)
         stream = watch(request, metadata=(("authorization", f"Bearer {token}"),))

@@ -15,13 +15,13 @@ import modscope_server
 from benchmarks.processes import answer
 from modscope_server import Limits
 
-__all__ = ["GLOB", "OPTIONS", "Source", "main"]
+__all__ = ["STATISTICS", "TENSORS", "Source", "main"]
 
-GLOB = "parts.*"
-"""The modules that are to be watched: not the root, which gives nothing."""
+STATISTICS = {"glob": "parts.*"}
+"""A watch of all modules but the root, which gives nothing."""
 
-OPTIONS = {"glob": GLOB, "overflow": "block", "block_ms": 10_000}
-"""A watch that loses nothing: the model runs as fast as its events are taken."""
+TENSORS = {**STATISTICS, "payload": "tensor", "overflow": "block", "block_ms": 10_000}
+"""The same for whole tensors: nothing is lost, the model runs as fast as they are taken."""
 
 
 class Source(nn.Module):
@@ -42,7 +42,7 @@ def main() -> None:
     """Serves, and runs the model when it is told to, until standard input ends."""
     torch.set_num_threads(1)
     model = Source(int(sys.argv[1]), int(sys.argv[2]))
-    with modscope_server.attach(model, limits=Limits(block_ms=60_000)) as scope:
+    with modscope_server.attach(model, limits=Limits(queue=1 << 20, block_ms=60_000)) as scope:
 
         def run(passes: int) -> float:
             """So many steps of one pass. Gives when the first began."""

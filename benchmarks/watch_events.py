@@ -10,7 +10,7 @@ import statistics
 
 from benchmarks.measure import QUICK, Bar, Effort, Row, measure, ratio
 from benchmarks.processes import Child, workplace
-from benchmarks.sources import OPTIONS
+from benchmarks.sources import STATISTICS
 
 __all__ = ["run"]
 
@@ -30,7 +30,7 @@ def run(quick: bool) -> list[Row]:
     ):
 
         def counted(server: Child) -> float:
-            reader.ask("watch", OPTIONS, count, server.hello["address"], server.hello["token"])
+            reader.ask("watch", STATISTICS, count, server.hello["address"], server.hello["token"])
             began: float = server.ask("run", passes)
             ended: float = reader.ask("wait")
             assert reader.ask("stop") == {"published": count, "dropped": 0, "delivered": count}

@@ -11,7 +11,7 @@ import statistics
 
 from benchmarks.measure import QUICK, Bar, Effort, Row, measure, ratio
 from benchmarks.processes import Child, workplace
-from benchmarks.sources import OPTIONS
+from benchmarks.sources import TENSORS
 
 __all__ = ["run"]
 
@@ -33,8 +33,7 @@ def run(quick: bool) -> list[Row]:
     ):
 
         def ours() -> float:
-            options = {**OPTIONS, "payload": "tensor"}
-            reader.ask("watch", options, count, source.hello["address"], source.hello["token"])
+            reader.ask("watch", TENSORS, count, source.hello["address"], source.hello["token"])
             began: float = source.ask("run", passes)
             ended: float = reader.ask("wait")
             assert reader.ask("stop") == {"published": count, "dropped": 0, "delivered": count}
