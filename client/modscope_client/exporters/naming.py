@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modscope_client.types import Event, ValueInfo
 
-__all__ = ["ROOT", "STATS", "tag"]
+__all__ = ["METRIC", "ROOT", "STATS", "metric_number", "tag"]
 
 ROOT = "_root_"
 """What stands for the path "" of the root module."""
+
+METRIC = "metric"
+"""The hook of a reported scalar, whose path is its name."""
 
 STATS = ("mean", "std", "min", "max", "norm", "zeros", "nan", "inf")
 """The statistics that are exported, by the names of their fields."""
@@ -21,6 +25,8 @@ _OWN_ROLES = {
     "forward": "output",
     "backward_pre": "grad_output",
     "backward": "grad_input",
+    "parameter": "parameter",
+    "gradient": "gradient",
 }
 """Hook -> what it is asked for: a bare value of that role needs no name of its own."""
 
@@ -37,3 +43,17 @@ def tag(event: Event, value: ValueInfo) -> str:
     if value.key or value.role != _OWN_ROLES.get(event.hook):
         parts.append(f"{value.role}.{value.key}" if value.key else value.role)
     return _UNUSUAL.sub("_", "/".join(parts))
+
+
+def metric_number(event: Event) -> float | None:
+    """The number that an event of a reported scalar brings; None with a payload that has none.
+
+    Statistics do not tell the sign of what is infinite.
+    """
+    for value in event.values:
+        if value.array is not None:
+            return float(value.array)  # type: ignore[arg-type]  # float64, which is always an array
+        stats = value.stats
+        if stats is not None:
+            return stats.mean if stats.mean is not None else math.nan if stats.nan else math.inf
+    return None

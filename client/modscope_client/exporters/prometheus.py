@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from modscope import __version__
 from modscope_client.errors import InvalidArgument
 from modscope_client.exporters import series
+from modscope_client.exporters.families import FAMILIES
 from modscope_client.sinks import need
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Prometheus:
             "gauge": self._families.GaugeMetricFamily,
             "counter": self._families.CounterMetricFamily,
         }
-        for family in series.FAMILIES:
+        for family in FAMILIES:
             made = kinds[family.kind](family.name, family.help, labels=family.labels)
             for labels, amount in self._state.samples(family):
                 made.add_metric(labels, amount)

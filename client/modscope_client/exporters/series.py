@@ -1,4 +1,4 @@
-"""What a scrape tells: names, labels and samples. See docs/exporters.md."""
+"""What a scrape tells: the last samples of each metric. See docs/exporters.md."""
 
 from __future__ import annotations
 
@@ -7,76 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modscope_client.exporters.naming import ROOT
+from modscope_client.exporters.families import COUNTERS, OF_MODULES, OVER_LIMIT, REPORTED, STATS, Family
+from modscope_client.exporters.naming import METRIC, ROOT, metric_number
 
 if TYPE_CHECKING:
     from modscope_client.sinks import Metrics
     from modscope_client.types import Event, Stats
 
-__all__ = ["FAMILIES", "MOST_SERIES", "Family", "State"]
+__all__ = ["MOST_SERIES", "State"]
 
 MOST_SERIES = 5_000
 """Values (model, path, hook, role, key) that are told at most; more are counted, and not told."""
-
-_VALUE = ("model", "path", "hook", "role", "key")
-
-
-@dataclass(frozen=True)
-class Family:
-    """A metric: its name, without the `_total` that a counter's samples bear."""
-
-    name: str
-    """By Prometheus's rules: prefix, what, unit."""
-    kind: str
-    """"gauge" or "counter"."""
-    help: str
-    """One line."""
-    labels: tuple[str, ...]
-    """Names of its labels."""
-    source: str
-    """The attribute of Stats, of Metrics or of State that it tells."""
-
-
-_STATS = (
-    Family("modscope_value_mean", "gauge", "Mean of the finite elements.", _VALUE, "mean"),
-    Family("modscope_value_std", "gauge", "Population standard deviation.", _VALUE, "std"),
-    Family("modscope_value_min", "gauge", "Least finite element.", _VALUE, "min"),
-    Family("modscope_value_max", "gauge", "Greatest finite element.", _VALUE, "max"),
-    Family("modscope_value_norm", "gauge", "L2 norm of the finite elements.", _VALUE, "norm"),
-    Family("modscope_value_elements", "gauge", "Elements, nan and inf included.", _VALUE, "count"),
-    Family("modscope_value_zero_elements", "gauge", "Elements that equal zero.", _VALUE, "zeros"),
-    Family("modscope_value_nan_elements", "gauge", "Elements that are not a number.", _VALUE, "nan"),
-    Family("modscope_value_inf_elements", "gauge", "Infinite elements.", _VALUE, "inf"),
-)
-_COUNTERS = (
-    Family("modscope_nan_elements", "counter", "Elements seen that were not a number.", _VALUE, "nan"),
-    Family("modscope_inf_elements", "counter", "Infinite elements seen.", _VALUE, "inf"),
-)
-_OF_MODULES = (
-    Family("modscope_events", "counter", "Events received.", _VALUE[:3], "events"),
-    Family("modscope_event_step", "gauge", "Step of the last event.", _VALUE[:3], "steps"),
-    Family("modscope_event_timestamp_seconds", "gauge", "Time of the last event.", _VALUE[:3], "times"),
-)
-_OF_WATCH = (
-    Family(
-        "modscope_up", "gauge", "1 while the watch is armed, 0 while the server is away.", (), "connected"
-    ),
-    Family("modscope_reconnects", "counter", "How often the watch was armed anew.", (), "reconnects"),
-    Family("modscope_step", "gauge", "Training steps completed, as told last.", (), "step"),
-    Family("modscope_events_published", "counter", "Events published, dropped included.", (), "published"),
-    Family(
-        "modscope_events_dropped", "counter", "Events lost, to keep training from waiting.", (), "dropped"
-    ),
-)
-_REPORTED = Family(
-    "modscope_reported", "gauge", "Last scalar that the loop reported.", ("model", "name"), "reported"
-)
-_OVER_LIMIT = Family(
-    "modscope_series_over_limit", "counter", "Values left out, being beyond the limit of series.", (), "over"
-)
-
-FAMILIES = (*_STATS, *_COUNTERS, *_OF_MODULES, *_OF_WATCH, _REPORTED, _OVER_LIMIT)
-"""All that is told, modscope_build_info aside."""
 
 
 @dataclass
@@ -93,7 +34,11 @@ class State:
     """model, path, hook -> step of the last event."""
     times: dict[tuple[str, ...], float] = field(default_factory=dict)
     """model, path, hook -> Unix seconds of the last event."""
-    _values: dict[tuple[str, ...], Stats] = field(default_factory=dict)
+    _values: dict[str, dict[tuple[str, ...], Stats]] = field(
+        default_factory=lambda: {kind: {} for kind in STATS}
+    )
+    _reported: dict[tuple[str, ...], tuple[int, float]] = field(default_factory=dict)
+    """model, name -> step and value that the last event has told."""
     _sums: dict[str, dict[tuple[str, ...], int]] = field(default_factory=lambda: {"nan": {}, "inf": {}})
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -105,15 +50,22 @@ class State:
                 self.events[module] = self.events.get(module, 0) + 1
                 self.steps[module] = event.step
                 self.times[module] = event.time
+            if event.hook == METRIC:
+                number = metric_number(event)
+                if number is not None and module in self.events:
+                    self._reported[event.model, event.path] = event.step, number
+                return
             for value in event.values:
                 if value.stats is not None:
                     self._take(value.stats, (*module, value.role, value.key))
 
     def _take(self, stats: Stats, labels: tuple[str, ...]) -> None:
-        if labels not in self._values and len(self._values) >= MOST_SERIES:
+        kind = labels[2] if labels[2] in self._values else "value"
+        values, place = self._values[kind], labels if kind == "value" else labels[:2]
+        if place not in values and sum(map(len, self._values.values())) >= MOST_SERIES:
             self.over += 1
             return
-        self._values[labels] = stats
+        values[place] = stats
         for name, sums in self._sums.items():
             sums[labels] = sums.get(labels, 0) + getattr(stats, name)
 
@@ -124,20 +76,38 @@ class State:
 
     def _samples(self, family: Family) -> Iterator[tuple[tuple[str, ...], float]]:
         metrics, source = self.metrics, family.source
-        if family in _STATS:
-            for labels, stats in self._values.items():
-                amount = getattr(stats, source)
-                if amount is not None:
-                    yield labels, float(amount)
-        elif family in _COUNTERS or family in _OF_MODULES:
-            found = self._sums[source] if family in _COUNTERS else getattr(self, source)
+        for kind, families in STATS.items():
+            if family in families:
+                yield from _amounts(self._values[kind], source)
+                return
+        if family in COUNTERS or family in OF_MODULES:
+            found = self._sums[source] if family in COUNTERS else getattr(self, source)
             for labels, amount in found.items():
                 yield labels, float(amount)
-        elif family is _OVER_LIMIT:
+        elif family is OVER_LIMIT:
             yield (), float(self.over)
-        elif metrics is not None and family is _REPORTED:
-            for metric in metrics.reported:
-                if metric.points:
-                    yield (metrics.model, metric.name), metric.points[-1].value
+        elif family is REPORTED:
+            yield from self._last_reported().items()
         elif metrics is not None:
             yield (), float(getattr(metrics, source))
+
+    def _last_reported(self) -> dict[tuple[str, ...], float]:
+        """By model and name the newer of what an event has told and of what is known beside the events."""
+        last = dict(self._reported)
+        for metric in self.metrics.reported if self.metrics is not None else ():
+            assert self.metrics is not None
+            if metric.points:
+                name, point = (self.metrics.model, metric.name), metric.points[-1]
+                last[name] = max(last.get(name, (-1, 0.0)), (point.step, point.value), key=_step)
+        return {name: value for name, (_, value) in last.items()}
+
+
+def _amounts(values: dict[tuple[str, ...], Stats], source: str) -> Iterator[tuple[tuple[str, ...], float]]:
+    for labels, stats in values.items():
+        amount = getattr(stats, source)
+        if amount is not None:
+            yield labels, float(amount)
+
+
+def _step(told: tuple[int, float]) -> int:
+    return told[0]

@@ -6,10 +6,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from modscope_client.exporters.naming import STATS, tag
+from modscope_client.exporters.naming import METRIC, STATS, metric_number, tag
+from modscope_client.exporters.reported import Reported, ReportedPoint
 from modscope_client.sinks import need
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from modscope_client.sinks import Metrics, Watched
     from modscope_client.types import Event, ValueInfo
 
@@ -35,8 +38,7 @@ class TensorBoard:
         self._protos: Any = None
         self._last_step = -1
         self._restarts = 0
-        self._reported: dict[str, int] = {}
-        """Metric -> the step up to which it is written."""
+        self._reported = Reported()
         self._flushed = 0.0
 
     def open(self, watch: Watched) -> None:
@@ -48,7 +50,7 @@ class TensorBoard:
             if watch.step >= self._last_step:
                 return
             self._restarts += 1
-            self._writer.close()
+            self.close()
         # Its SummaryWriter hands events to a thread, in which a full disk would go unnoticed.
         files = need("tensorboardX.event_file_writer", extra="tensorboard")
         self._protos = need("tensorboardX.proto.event_pb2", extra="tensorboard")
@@ -57,32 +59,37 @@ class TensorBoard:
         suffix = f".{os.getpid()}.{time.monotonic_ns()}.modscope"
         self._writer = files.EventsWriter(os.path.join(folder, "events"), suffix)
         self._last_step = -1
-        self._reported = {}
+        self._reported = Reported()
 
     def emit(self, event: Event) -> None:
         """Scalars and histograms of all its values, at its step and time."""
+        self._last_step = max(self._last_step, event.step)
+        if event.hook == METRIC:
+            number = metric_number(event)
+            if number is not None:
+                self._report(self._reported.told(ReportedPoint(event.time, event.step, event.path, number)))
+            return
         written = self._protos.Event(wall_time=event.time, step=event.step)
         for value in event.values:
             self._add(written.summary, tag(event, value), value)
-        self._last_step = max(self._last_step, event.step)
         self._write(written)
 
     def metrics(self, metrics: Metrics) -> None:
-        """Reported scalars as `reported/NAME`, each point once; points have no time of their own."""
-        for metric in metrics.reported:
-            done = self._reported.get(metric.name, -1)
-            for point in metric.points:
-                if point.step > done:
-                    written = self._protos.Event(wall_time=time.time(), step=point.step)
-                    written.summary.value.add(tag=f"reported/{metric.name}", simple_value=point.value)
-                    self._write(written)
-                    self._reported[metric.name] = point.step
+        """Reported scalars as `reported/NAME`, each point once, whether an event or this tells it."""
+        self._report(self._reported.kept(metrics.reported, time.time()))
         self._flush()
 
     def close(self) -> None:
         """Close the file."""
         if self._writer is not None:
+            self._report(self._reported.rest())
             self._writer.close()
+
+    def _report(self, points: Iterable[ReportedPoint]) -> None:
+        for point in points:
+            written = self._protos.Event(wall_time=point.time, step=point.step)
+            written.summary.value.add(tag=f"reported/{point.name}", simple_value=point.value)
+            self._write(written)
 
     def _add(self, summary: Any, name: str, value: ValueInfo) -> None:
         stats, histogram = value.stats, value.histogram

@@ -9,7 +9,7 @@ from typing import Any
 from modscope_client.sinks import Metrics
 from modscope_client.types import Event, Histogram, Metric, MetricPoint, Stats, ValueInfo, WatchCounters
 
-__all__ = ["METRICS", "Armed", "event", "events", "stats"]
+__all__ = ["METRICS", "Armed", "event", "events", "metric", "stats"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,8 @@ def stats(mean: float | None = 0.5, **more: float | None) -> Stats:
 def event(seq: int = 0, path: str = "mlp.w1", hook: str = "forward", **more: object) -> Event:
     """A forward of one module, whose output is bare."""
     values = [ValueInfo("output", "", (4,), "float32", stats())]
-    given: dict[str, Any] = {"call": 0, "values": values, "step": seq, **more}
-    return Event(
-        seq=seq, model="gpt", path=path, type="Linear", hook=hook, time=1e9 + seq, dropped=0, **given
-    )
+    given: dict[str, Any] = {"call": 0, "values": values, "step": seq, "type": "Linear", **more}
+    return Event(seq=seq, model="gpt", path=path, hook=hook, time=1e9 + seq, dropped=0, **given)
 
 
 def events() -> list[Event]:
@@ -54,7 +52,23 @@ def events() -> list[Event]:
         event(4, recompute=True, step=1),
         event(5, hook="backward", values=gradients, step=2),
         event(6, hook="forward_pre", values=[ValueInfo("input", "x", (4,), "float32", stats())]),
+        event(7, "mlp.w1.weight", "parameter", values=[ValueInfo("parameter", "", (4,), "float32", stats())]),
+        event(8, "mlp.w1.weight", "gradient", values=[ValueInfo("gradient", "", (4,), "float32", stats())]),
+        event(9, "mlp.w1.bias", "gradient", values=[ValueInfo("gradient", "", None, None)]),
+        metric(10, "loss", 0.25, step=7),
+        metric(11, "val/acc", 0.75, step=7),
+        metric(12, "loss", math.nan, step=8),
     ]
+
+
+def metric(seq: int, name: str, value: float, *, step: int) -> Event:
+    """A scalar that the loop has reported."""
+    finite = value if math.isfinite(value) else None
+    zero = None if finite is None else 0.0
+    told = Stats(1, finite, zero, finite, finite, finite, 0, int(math.isnan(value)), int(math.isinf(value)))
+    return event(
+        seq, name, "metric", type="", step=step, values=[ValueInfo("metric", "", (), "float64", told)]
+    )
 
 
 METRICS = Metrics(
@@ -64,5 +78,8 @@ METRICS = Metrics(
     published=9,
     dropped=2,
     step=7,
-    reported=(Metric("loss", (MetricPoint(5, 0.75), MetricPoint(6, 0.5))), Metric("lr", ())),
+    reported=(
+        Metric("loss", (MetricPoint(5, 0.75), MetricPoint(6, 0.5), MetricPoint(7, 0.25))),
+        Metric("lr", ()),
+    ),
 )

@@ -28,7 +28,10 @@ def test_lines_are_those_of_the_command_line_and_are_appended(tmp_path: Path) ->
     assert text == "".join(map(json_line, events()))
     loud = json.loads(text.splitlines()[5])["values"][1]
     assert (loud["role"], loud["stats"]["mean"]) == ("grad_input", "Infinity")
-    assert [json.loads(line)["seq"] for line in text.splitlines()] == [0, 1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["seq"] for line in text.splitlines()] == list(range(13))
+    loss = json.loads(text.splitlines()[10])
+    assert (loss["path"], loss["hook"], loss["type"], loss["step"]) == ("loss", "metric", "", 7)
+    assert (loss["values"][0]["role"], loss["values"][0]["stats"]["mean"]) == ("metric", 0.25)
     export(file)
     assert file.read_text() == 2 * text
 

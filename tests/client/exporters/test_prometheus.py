@@ -22,9 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from modscope import __version__
 from modscope_client.errors import FailedPrecondition, InvalidArgument
 from modscope_client.exporters import series
+from modscope_client.exporters.families import FAMILIES
 from modscope_client.exporters.prometheus import Prometheus
 from modscope_client.types import ValueInfo
-from tests.client.exporters.samples import METRICS, Armed, event, events, stats
+from tests.client.exporters.samples import METRICS, Armed, event, events, metric, stats
 from tests.client.golden import compare
 from tests.end_to_end.serving import until
 
@@ -79,8 +80,35 @@ def test_names_labels_and_values() -> None:
             == 3
         )
         assert found["modscope_events_dropped_total",] == 2
-        assert found["modscope_reported", "gpt", "loss"] == 0.5
+        assert found["modscope_parameter_norm", "gpt", "mlp.w1.weight"] == 0.75
+        assert found["modscope_gradient_norm", "gpt", "mlp.w1.weight"] == 0.75
+        assert found["modscope_nan_elements_total", "gpt", "mlp.w1.weight", "gradient", "gradient", ""] == 1
+        assert found["modscope_events_total", "gpt", "mlp.w1.bias", "gradient"] == 1
+        assert math.isnan(found["modscope_reported", "gpt", "loss"])
+        assert found["modscope_reported", "gpt", "val/acc"] == 0.75
         assert found["modscope_up",] == 1
+
+
+def test_each_number_has_one_name() -> None:
+    with exporting() as sink:
+        for one in events():
+            sink.emit(one)
+        found = samples(scrape(sink))
+    for name, *labels in found:
+        if name.startswith("modscope_value_"):
+            assert not {"parameter", "gradient", "metric"} & set(labels)
+        if name.endswith(("_nan_elements_total", "_inf_elements_total")):
+            assert "metric" not in labels
+
+
+def test_the_newer_of_what_events_and_the_server_tell_of_a_metric_is_told() -> None:
+    with exporting() as sink:
+        sink.emit(metric(0, "loss", 0.5, step=6))
+        assert samples(scrape(sink))["modscope_reported", "gpt", "loss"] == 0.5
+        sink.metrics(METRICS)
+        assert samples(scrape(sink))["modscope_reported", "gpt", "loss"] == 0.25
+        sink.emit(metric(1, "loss", 0.125, step=8))
+        assert samples(scrape(sink))["modscope_reported", "gpt", "loss"] == 0.125
 
 
 def test_a_statistic_that_is_gone_is_not_told_any_more() -> None:
@@ -92,7 +120,7 @@ def test_a_statistic_that_is_gone_is_not_told_any_more() -> None:
 
 
 def test_names_follow_the_rules() -> None:
-    for family in series.FAMILIES:
+    for family in FAMILIES:
         assert re.fullmatch(r"modscope_[a-z]+(_[a-z]+)*", family.name)
         assert not family.name.endswith("_total")
         assert family.help.endswith(".")
@@ -145,12 +173,12 @@ def test_the_dashboard_asks_for_nothing_that_is_not_exported() -> None:
     dashboard = json.loads((ROOT / "examples/grafana/modscope.json").read_text())
     queries = " ".join(expressions(dashboard))
     asked = set(re.findall(r"\bmodscope_\w+", queries))
-    told = {f.name if f.kind == "gauge" else f"{f.name}_total" for f in series.FAMILIES}
+    told = {f.name if f.kind == "gauge" else f"{f.name}_total" for f in FAMILIES}
     assert asked and asked <= told
     labels = set(re.findall(r"(\w+)\s*=~?\s*\"", queries)) | set(
         re.findall(r"{{(\w+)}}", json.dumps(dashboard))
     )
-    assert labels <= {label for family in series.FAMILIES for label in family.labels}
+    assert labels <= {label for family in FAMILIES for label in family.labels}
 
 
 def expressions(part: Any) -> Iterator[str]:

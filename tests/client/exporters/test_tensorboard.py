@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from modscope_client.errors import FailedPrecondition
 from modscope_client.exporters.tensorboard import TensorBoard
-from tests.client.exporters.samples import METRICS, Armed, event, events
+from tests.client.exporters.samples import METRICS, Armed, event, events, metric
 from tests.client.golden import compare
 
 
@@ -43,7 +44,11 @@ def test_tags_steps_and_values(tmp_path: Path) -> None:
     compare("exporters/tensorboard.txt", "\n".join([*lines, *sorted(tags["histograms"])]) + "\n")
     assert scalars(found, "forward/mlp.w1/mean") == [(0, 0.5)]
     assert found.Scalars("forward/mlp.w1/mean")[0].wall_time == 1e9
-    assert scalars(found, "reported/loss") == [(5, 0.75), (6, 0.5)]
+    assert scalars(found, "gradient/mlp.w1.weight/norm") == [(8, 0.75)]
+    assert scalars(found, "reported/loss")[:3] == [(5, 0.75), (6, 0.5), (7, 0.25)]
+    assert found.Scalars("reported/loss")[3].step == 8
+    assert math.isnan(found.Scalars("reported/loss")[3].value)
+    assert [found.Scalars("reported/val/acc")[0].wall_time] == [1e9 + 11]
 
 
 def test_a_histogram_has_the_buckets_of_the_event(tmp_path: Path) -> None:
@@ -71,7 +76,16 @@ def test_a_run_that_begins_anew_has_a_folder_of_its_own(tmp_path: Path) -> None:
     again = (tmp_path / "restart-1").rename(tmp_path.with_name("again"))
     assert scalars(read(tmp_path), "forward/mlp.w1/mean") == [(0, 0.5), (8, 0.5), (9, 0.5)]
     assert scalars(read(again), "forward/mlp.w1/mean") == [(0, 0.5)]
-    assert scalars(read(again), "reported/loss") == [(5, 0.75), (6, 0.5)]
+    assert scalars(read(again), "reported/loss") == [(5, 0.75), (6, 0.5), (7, 0.25)]
+
+
+def test_metrics_of_a_watch_are_there_without_a_server_that_keeps_them(tmp_path: Path) -> None:
+    sink = TensorBoard(str(tmp_path))
+    sink.open(Armed())
+    sink.emit(metric(0, "loss", 0.5, step=1))
+    sink.emit(metric(1, "loss", 0.25, step=2))
+    sink.close()
+    assert scalars(read(tmp_path), "reported/loss") == [(1, 0.5), (2, 0.25)]
 
 
 def test_two_exports_into_one_folder_hide_nothing(tmp_path: Path) -> None:
