@@ -1,4 +1,4 @@
-"""The hooks that observe one module: what they see becomes drafts for the subscribers.
+"""What is observed at one module: what its hooks see becomes drafts for the subscribers.
 
 A tap puts at most one pre- and one post-hook on its module, whatever is watched and by how many.
 Gradients of outputs come from tensor hooks on the outputs; the gradient of an input comes from an
@@ -9,7 +9,6 @@ an in-place operation after the module stays legal (docs/decisions/0005).
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -18,19 +17,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.utils.hooks import RemovableHandle
 
 from modscope_server.inspection.values import named_tensors
 from modscope_server.runtime.audience import NOBODY, Audience, Listeners, Sink
-from modscope_server.runtime.calls import Call, CallNumbers, OpenCalls, frames_of_raise, stands_for
+from modscope_server.runtime.calls import Call, CallNumbers, OpenCalls
 from modscope_server.runtime.captured import captured, plain_value_in, value_in
 from modscope_server.runtime.drafts import Draft, DraftValue
 from modscope_server.runtime.gradients import Expected, GradientCollector, awaited, identity_views
-from modscope_server.runtime.uncopied import Uncopied
+from modscope_server.runtime.module_hooks import AfterCall, BeforeCall
 from modscope_server.runtime.watch_spec import KINDS
 
-__all__ = ["CALLED_BY_TORCH", "KINDS", "MOST_FAULTS", "ModuleTap", "Sink", "let_observers_follow"]
+__all__ = ["KINDS", "MOST_FAULTS", "ModuleTap", "Sink"]
 
 MOST_FAULTS = 3
 """Of modscope's own; then a tap serves nobody any more."""
@@ -40,74 +38,6 @@ _STOPS_EARLY = "_StopRecomputationError"
 """What torch.utils.checkpoint raises through a recomputed forward whose rest is not needed."""
 _backward_id = torch._C._current_graph_task_id
 _grad_enabled = torch.is_grad_enabled
-_is_compiling = torch.compiler.is_compiling
-_is_tracing = torch._C._get_tracing_state
-_runs_compiled = get_eval_frame_callback
-
-
-class _Hook(Uncopied):
-    """A callable on the module: harmless when copied or pickled, and it never raises."""
-
-    __slots__ = ("_tap",)
-
-    def __init__(self, tap: ModuleTap) -> None:
-        self._tap = weakref.ref(tap)
-
-
-class _Before(_Hook):
-    """The pre-hook.
-
-    Both call signatures of torch are taken, because torch looks up whether a hook wants kwargs after it
-    has listed the hooks.
-    """
-
-    __slots__ = ()
-
-    def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        if _is_compiling() or _runs_compiled() or _is_tracing():
-            return None
-        tap = self._tap()
-        if tap is None or not tap.sinks or not (tap.module() is module or stands_for(module, tap.module())):
-            return None
-        try:
-            return tap.before(module, rest, sys._getframe(1))
-        except Exception as error:
-            tap.fault(error)
-            return None
-
-
-class _After(_Hook):
-    """The post-hook, called where the module's call has raised, too."""
-
-    __slots__ = ()
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if _is_compiling() or _runs_compiled() or _is_tracing():
-            return
-        tap = self._tap()
-        if tap is None or not tap.sinks or not (tap.module() is module or stands_for(module, tap.module())):
-            return
-        raised: Collection[int] = ()
-        try:
-            caller, error = sys._getframe(1), sys.exc_info()[1]
-            if error is not None:
-                raised = frames_of_raise(error, caller)
-            if raised:
-                tap.raised_in(module, output, error, raised)
-            else:
-                tap.after(module, output, caller)
-        except Exception as fault:
-            tap.fault(fault, raised=bool(raised))
-
-
-CALLED_BY_TORCH = (_Before.__call__, _After.__call__)
-"""What torch calls; where that is compiled code, it finds nothing to do."""
-
-
-def let_observers_follow(hooks: dict[int, Any]) -> None:
-    """Move taps behind the other hooks of a module, so that they see what these give; at a write point."""
-    for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
-        hooks[key] = hooks.pop(key)
 
 
 class ModuleTap:
@@ -187,10 +117,10 @@ class ModuleTap:
         module = self.module()
         if wanted and place not in self._handles and module is not None:
             if place == "pre":
-                self._handles[place] = module.register_forward_pre_hook(_Before(self), with_kwargs=True)
+                self._handles[place] = module.register_forward_pre_hook(BeforeCall(self), with_kwargs=True)
                 self._has_pre = True
             else:
-                self._handles[place] = module.register_forward_hook(_After(self), always_call=True)
+                self._handles[place] = module.register_forward_hook(AfterCall(self), always_call=True)
         elif not wanted and place in self._handles:
             self._handles.pop(place).remove()
             if place == "pre":

@@ -16,13 +16,14 @@ from modscope_server.inspection.selection import some_modules
 from modscope_server.inspection.structure import Located
 from modscope_server.runtime.boundary_events import BoundaryEvents
 from modscope_server.runtime.bus import Counters, Draft, Fan, Queues, Subscription
-from modscope_server.runtime.capture import CALLED_BY_TORCH, KINDS, ModuleTap
+from modscope_server.runtime.capture import KINDS, ModuleTap
 from modscope_server.runtime.captured import Form
 from modscope_server.runtime.cuda_copies import StepEnds
 from modscope_server.runtime.eager_steps import EagerUse
 from modscope_server.runtime.hook_states import HookState, merged
 from modscope_server.runtime.insight import Insight
 from modscope_server.runtime.metric_events import METRIC
+from modscope_server.runtime.module_hooks import CALLED_BY_TORCH
 from modscope_server.runtime.registry import Registered
 from modscope_server.runtime.sensors import root_hooks
 from modscope_server.runtime.stance import keep_out

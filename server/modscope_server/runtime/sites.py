@@ -19,7 +19,7 @@ from modscope_server.inspection.alterations import Alteration, Unfit, altered
 from modscope_server.inspection.places import NoSuchPlace, only_key, replaced, tensor_at_key
 from modscope_server.inspection.records import Located
 from modscope_server.runtime.calls import stands_for
-from modscope_server.runtime.capture import let_observers_follow
+from modscope_server.runtime.module_hooks import let_observers_follow
 from modscope_server.runtime.sensors import in_backward
 from modscope_server.runtime.stance import inside_compiled_code
 from modscope_server.runtime.uncopied import Uncopied
