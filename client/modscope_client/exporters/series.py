@@ -98,7 +98,7 @@ class State:
             assert self.metrics is not None
             if metric.points:
                 name, point = (self.metrics.model, metric.name), metric.points[-1]
-                last[name] = max(last.get(name, (-1, 0.0)), (point.step, point.value), key=_step)
+                last[name] = max((point.step, point.value), last.get(name, (-1, 0.0)), key=_step)
         return {name: value for name, (_, value) in last.items()}
 
 

@@ -191,6 +191,17 @@ def expressions(part: Any) -> Iterator[str]:
         yield from expressions(below)
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool is installed")
+def test_promtool_finds_nothing_to_mend() -> None:
+    with exporting() as sink:
+        for one in events():
+            sink.emit(one)
+        sink.metrics(METRICS)
+        text = scrape(sink)
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus server is installed")
 def test_a_real_server_scrapes_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
