@@ -429,7 +429,7 @@ Global___ListHooksResponse: _TypeAlias = ListHooksResponse  # noqa: Y015
 
 @_typing.final
 class HookInfo(_message.Message):
-    """A hook that modscope has put on a module."""
+    """A hook that modscope has put on a module, or what it tells at the ends of iterations."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -444,7 +444,7 @@ class HookInfo(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REMEDY_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Path of the module."""
+    """Path of the module; of the parameter, for parameters and gradients; empty for metrics."""
     kind: _event_pb2.HookKind.ValueType
     """Kind of the hook."""
     owner: _builtins.str
