@@ -33,7 +33,7 @@ def test_scaled_listed_and_as_before(live: Live, modscope: Modscope) -> None:
     ]
     assert torch.equal(logits(live), before * 2)
     printed = next(line for line in modscope("hooks").lines if "intervention-1" in line)
-    assert printed.split() == ["(root)", "forward", "intervention", "1", "0", "intervention-1"]
+    assert printed.split() == ["(root)", "forward", "intervention", "fired", "1", "0", "intervention-1"]
     header, row = modscope("unhook", "intervention-1").lines
     assert header.split() == ["ID", "PATH", "HOOK", "ACTION", "APPLIED", "STATE", "NOTE"]
     assert row.split()[:2] == ["intervention-1", "(root)"]
