@@ -14,6 +14,6 @@ def test_the_hooks_of_a_watch(live: Live, modscope: Modscope) -> None:
         assert (hook["path"], hook["kind"], hook["watch_ids"]) == ("body.1", "forward", [events.watch_id])
         assert (hook["fired"], hook["last_step"]) == (3, 2)
         printed = next(line for line in modscope("hooks").lines if line.startswith("body.1"))
-        state = hook["state"] or "-"
-        assert printed.split() == ["body.1", "forward", "watch", state, "3", "2", events.watch_id]
+        assert (hook["state"], hook["reason"], hook["remedy"]) == ("fired", "", "")
+        assert printed.split() == ["body.1", "forward", "watch", "fired", "3", "2", events.watch_id]
     assert all(h["owner"] != "watch" for h in modscope("hooks", "-o", "json").json)

@@ -82,6 +82,37 @@ def test_hooks_payload_and_every(training: Live, modscope: Modscope) -> None:
     assert modscope("watch", "body.0", "--payload", "none", "--count", "1", "-o", "json").code == 0
 
 
+def test_parts_and_windows(training: Live, modscope: Modscope) -> None:
+    outcome = modscope(
+        "watch", "body.0", "--payload", "tensor", "--index", "[0, :2]", "--dtype", "float16",
+        "--start", "1", "--every", "5", "--first-call", "--phase", "evaluation", "--count", "2", "-o", "json",
+    )  # fmt: skip
+    events = [json.loads(line) for line in outcome.lines]
+    assert all(event["step"] % 5 == 0 and event["step"] >= 1 for event in events)
+    assert [len(value["array"]) for event in events for value in event["values"]] == [2, 2]
+
+
+def test_gradients_as_lines(training: Live, modscope: Modscope) -> None:
+    outcome = modscope("watch", "body.[02]", "--hook", "gradient", "--count", "4")
+    assert outcome.code == 0
+    told = {line.split()[2]: line.partition("gradient")[2].strip() for line in outcome.lines}
+    assert told["body.2.weight"].startswith("[4] float32 mean ")
+    assert told["body.0.weight"].startswith("no gradient: the parameter is frozen")
+
+
+def test_a_hook_that_cannot_fire_is_blind_and_says_why(training: Live) -> None:
+    process = start("watch", "body.1", "--phase", "training")
+    while "is blind" not in (line := first_line(process.stderr)):
+        assert line, "it has ended before it said so"
+    assert line == "note: body.1: its forward hook is blind: called in evaluation only\n"
+    process.send_signal(signal.SIGINT)
+    code, err = end(process)
+    assert code == 130
+    assert err.splitlines() == [
+        "note: body.1: its forward hook never fired: called in evaluation only", "0 events",
+    ]  # fmt: skip
+
+
 def test_histograms_and_samples(training: Live, modscope: Modscope) -> None:
     asked = ("watch", "body.0", "--payload", "histogram", "--count", "1")
     (line,) = modscope(*asked).lines
