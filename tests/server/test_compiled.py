@@ -167,6 +167,8 @@ def test_steps_that_nobody_watches_run_compiled() -> None:
             step(batch(seed))
             if compiler.runs == before:
                 eager.append(seed)
+            # What nobody wanted to see is no sign of blindness.
+            assert "blind" not in {hook.state for hook in here.hooks.states(here.registered)}
         assert eager == [3, 6, 7, 8, 9]
         assert {event.step for event in drained(sampled)} == {3, 6, 9}
         assert {event.step for event in drained(each)} == {7, 8}
@@ -334,16 +336,23 @@ def test_a_stance_that_the_program_takes_back_leaves_none_of_ours_behind() -> No
         assert compiler.runs > runs
 
 
-def test_what_the_program_has_forced_is_there_again() -> None:
+def test_what_the_program_has_forced_is_there_again_and_ends_with_it() -> None:
     model = Net()
     compiler, forced = Backend("aot_eager"), Backend("eager")
-    with torch.compiler.set_stance("default", force_backend=forced), rig(model) as here:
-        model.compile(backend=compiler)
-        model(batch(0))
-        here.stop(here.watch())
+    model.compile(backend=compiler)
+    with rig(model) as here:
+        with torch.compiler.set_stance("default", force_backend=forced):
+            model(batch(0))
+            watch = here.watch()
+            model(batch(0))
+            assert drained(watch) and forced.runs == 1
+            here.stop(watch)
+            torch._dynamo.reset()
+            model(batch(0))
+            assert forced.runs == 2 and compiler.runs == 0
         torch._dynamo.reset()
         model(batch(0))
-        assert forced.runs == 2 and compiler.runs == 0
+        assert forced.runs == 2 and compiler.runs == 1
 
 
 def test_two_servers_in_one_process_share_the_stance() -> None:

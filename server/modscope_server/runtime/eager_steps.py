@@ -160,6 +160,11 @@ class EagerSteps:
             return "the program sets torch.compiler.set_stance within its steps, which is left alone"
         return ""
 
+    def waits(self, use: EagerUse) -> bool:
+        """Whether all iterations that have passed ran compiled, since it wanted none of them."""
+        passed = self._loop.step_count > use.first
+        return self._compiled and passed and not use.steps and not self.obstacle
+
     def cost(self, use: EagerUse) -> str:
         """What this has cost so far, such as "eager steps: 12"; "" where nothing is compiled."""
         if not self._compiled:

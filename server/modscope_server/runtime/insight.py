@@ -98,6 +98,10 @@ class Insight:
         """Why compiled code skips hooks; "" where nothing is compiled, or its steps run eagerly."""
         return "" if self.eager_steps is None else self.eager_steps.obstacle
 
+    def waits(self, use: EagerUse) -> bool:
+        """Whether its hooks could not fire yet, since compiled code ran in all steps so far."""
+        return self.eager_steps is not None and self.eager_steps.waits(use)
+
     def cost(self, use: EagerUse) -> str:
         """What it has cost that hooks fire in compiled code; "" where nothing was needed."""
         return "" if self.eager_steps is None else self.eager_steps.cost(use)

@@ -201,7 +201,7 @@ class Intervention:
         place = module_at(root, site.path)
         if module is None or place is None or place.module is not module:
             return SiteState("not acting", "the module there is another one now")
-        told = site.state(early=self._beginning.is_early)
+        told = site.state(early=self._beginning.is_early or self._insight.waits(self.use))
         if told.state != "not acting" or not site.unseen:
             return told
         if not told.note:

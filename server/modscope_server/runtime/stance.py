@@ -12,9 +12,11 @@ what it is by then.
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Hashable
 from typing import Any
 
@@ -42,9 +44,8 @@ _SOON, _LATE = 0.01, 1.0
 
 _mutex = threading.Lock()
 _users: set[Hashable] = set()
-_ours: Any = None
-_replaced: Any = None
-"""The stance of the program's own in whose place ours is."""
+_ours: list[weakref.ref[Any]] = []
+"""Those that stand in the place of a stance of the program's, or may be put there again by it."""
 _settles = False
 
 
@@ -56,7 +57,7 @@ def supported() -> bool:
 def of_the_program() -> str:
     """The stance that the program itself has set; "" where that is the default."""
     compiler = _compiler()
-    if compiler is None or compiler._stance is _ours:
+    if compiler is None or _is_ours(compiler._stance):
         return ""
     stance: str = compiler._stance.stance
     return "" if stance == _FREE else stance
@@ -78,9 +79,10 @@ def keep_out(*functions: Any) -> None:
 
     Under the stance "fail_on_recompile" it would raise where it met one for the first time.
     """
-    skip = getattr(_compiler(), "skip_code", None)
-    for function in functions if skip is not None else ():
-        skip(function.__code__)
+    skip: Any = getattr(_compiler(), "skip_code", None)
+    if skip is not None:
+        for function in functions:
+            skip(function.__code__)
 
 
 def run_eagerly(user: Hashable) -> bool:
@@ -88,20 +90,18 @@ def run_eagerly(user: Hashable) -> bool:
 
     A stance of the program's own stays: the answer is then whether that one is eager. For any thread.
     """
-    global _ours, _replaced
     compiler = _compiler()
     if compiler is None:
         return False
     with _mutex:
         _users.add(user)
-        if _ours is None:
-            _ours = compiler.DynamoStance(_FREE)
-        if compiler._stance is not _ours and compiler._stance.stance == _FREE:
-            _replaced = compiler._stance
-            _ours.backend = getattr(_replaced, "backend", None)
-            _ours.skip_guard_eval_unsafe = getattr(_replaced, "skip_guard_eval_unsafe", False)
-            compiler._stance = _ours
-        _ours.stance = _EAGER
+        if compiler._stance.stance == _FREE and not _is_ours(compiler._stance):
+            # What the program has forced besides is kept for later.
+            mine = copy.copy(compiler._stance)
+            _ours.append(weakref.ref(mine))
+            compiler._stance = mine
+        if _is_ours(compiler._stance):
+            compiler._stance.stance = _EAGER
     return holds()
 
 
@@ -122,8 +122,10 @@ def let_go(user: Hashable) -> None:
 
 def abandon() -> None:
     """Have the compiled code back, without a lock: for a forked child, where one may be held forever."""
-    if _ours is not None:
-        _ours.stance = _FREE
+    global _mutex, _settles
+    _mutex, _settles = threading.Lock(), False
+    _users.clear()
+    _be(_FREE)
 
 
 def _compiler() -> Any:
@@ -138,18 +140,29 @@ def _give_back() -> bool:
     A function that was compiled with fullgraph=True and has begun eagerly raises at its end where the stance
     is the default by then, as if it had found nothing to compile. In the calling thread it is told otherwise.
     """
-    global _replaced
-    if _ours is None or _ours.stance == _FREE:
+    if all(mine.stance == _FREE for mine in _living()):
         return True
-    _ours.stance = _BETWEEN
+    _be(_BETWEEN)
     if others_run_compiled():
         return False
     _excuse_this_thread()
-    _ours.stance = _FREE
-    compiler = _compiler()
-    if compiler is not None and compiler._stance is _ours:
-        compiler._stance = _replaced
+    _be(_FREE)
     return True
+
+
+def _living() -> list[Any]:
+    return [mine for known in _ours if (mine := known()) is not None]
+
+
+def _is_ours(stance: Any) -> bool:
+    return any(mine is stance for mine in _living())
+
+
+def _be(stance: str) -> None:
+    """Tell all of ours what to be."""
+    _ours[:] = [known for known in _ours if known() is not None]
+    for mine in _living():
+        mine.stance = stance
 
 
 def _settle() -> None:

@@ -111,7 +111,8 @@ class WatchedHooks:
         """Of each module, in PyTorch's order, that of each kind."""
         if not self._kinds:
             return []
-        early, remedy = self._beginning.is_early, self._insight.cost(self._use)
+        early = self._beginning.is_early or self._insight.waits(self._use)
+        remedy = self._insight.cost(self._use)
         around = _containers(hooked.path for hooked in self._hooks if hooked.calls)
         found, uncalled = [], []
         for hooked in self._hooks:
