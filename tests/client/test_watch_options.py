@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 import modscope_server
 from modscope_client.channel import Endpoint
-from modscope_client.errors import NotFound, ResourceExhausted, Unavailable
+from modscope_client.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from modscope_client.types import Event, HookInfo
 from tests.client.both import CLIENTS, entered, next_of, over, served_to, settle
 from tests.client.line import line
@@ -38,11 +39,13 @@ class Twice(nn.Module):
 class Job:
     """A loop over it, each iteration of which is one call of `train`."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_ms: float = 0.0) -> None:
         torch.manual_seed(0)
         self.module = Twice()
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1)
-        self.scope = modscope_server.attach(self.module, optimizer=self.optimizer)
+        self.scope = modscope_server.attach(
+            self.module, optimizer=self.optimizer, limits=modscope_server.Limits(block_ms=block_ms)
+        )
         self.losses: list[float] = []
 
     def train(self, steps: int = 1) -> None:
@@ -192,6 +195,34 @@ def test_a_queue_that_overflows_ends_it(kind: Any, job: Job) -> None:
                 await _all(events)
             assert end.value.reason == "LIMIT" and end.value.hint
         assert not any(hook.owner == "watch" for hook in await settle(model.hooks()))
+
+    served_to(kind, job.scope, body)
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_training_waits_where_it_was_asked_to_and_may(kind: Any) -> None:
+    job = Job(block_ms=5000)
+
+    async def body(model: Any) -> None:
+        asked = {"overflow": "block", "block_ms": 5000, "queue": 2}
+        async with entered(model.watch("layer", **asked)) as events:
+            trainer = threading.Thread(target=job.train, args=(50,))
+            trainer.start()
+            came = await take(events, 100)
+            trainer.join(30)
+        assert [event.seq for event in came] == list(range(100)) and came[-1].dropped == 0
+
+    with job.scope:
+        served_to(kind, job.scope, body)
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_training_waits_only_where_the_server_allows_it(kind: Any, job: Job) -> None:
+    async def body(model: Any) -> None:
+        with pytest.raises(InvalidArgument, match="training wait") as refusal:
+            async with entered(model.watch(overflow="block", block_ms=1)):
+                pass
+        assert "limits.block_ms" in refusal.value.hint
 
     served_to(kind, job.scope, body)
 
