@@ -30,6 +30,8 @@ __all__ = [
 
 _SPREAD = 128
 """So many drafts may gather before a hook deals them out."""
+_AT_A_TIME = 64
+"""More threads than this run no hooks at the same time."""
 
 
 class Fan:
@@ -47,6 +49,9 @@ class Fan:
         self._enough: float = 1
         self._subscriptions: tuple[Subscription, ...] = ()
         self._waits = False
+        """Whether hooks wait for room."""
+        self._sure = 0
+        """So many drafts may gather that surely find room."""
 
     def add(self, subscription: Subscription) -> None:
         """Let a subscription see what is published from now on."""
@@ -66,7 +71,7 @@ class Fan:
 
     def publish(self, draft: Draft) -> None:
         """Hand a draft to the subscriptions. Called by hooks: most of the time this appends it to a list."""
-        if self._waits:
+        if self._waits and len(self._recent) >= self._sure:
             self._publish_where_there_is_room(draft)
             return
         self._recent.append(draft)
@@ -80,6 +85,7 @@ class Fan:
         recent = self._recent
         if not recent:
             return
+        self._sure = 0
         # Other threads may append meanwhile, and take nothing out.
         blocks = blocks_of([recent.popleft() for _ in range(len(recent))])
         for subscription in self._subscriptions:
@@ -92,6 +98,9 @@ class Fan:
         if self._at_once:
             return
         enough: float = _SPREAD
+        if self._waits:
+            waiting = [one.backlog.room(0) for one in self._subscriptions if one.overflow == "block"]
+            self._sure = min(waiting) - _AT_A_TIME
         for subscription in self._subscriptions:
             reader = subscription.reader
             if reader is not None and reader.enough < enough:

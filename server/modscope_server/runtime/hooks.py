@@ -18,6 +18,7 @@ from modscope_server.runtime.boundary_events import BoundaryEvents
 from modscope_server.runtime.bus import Counters, Draft, Fan, Queues, Subscription
 from modscope_server.runtime.capture import KINDS, ModuleTap
 from modscope_server.runtime.captured import Form
+from modscope_server.runtime.copy_memory import COPY_MEMORY
 from modscope_server.runtime.cuda_copies import StepEnds
 from modscope_server.runtime.eager_steps import EagerUse
 from modscope_server.runtime.hook_states import HookState, merged
@@ -159,6 +160,7 @@ class HookManager:
                     watch.taps.append(tap)
                     tap.set_sinks((*tap.sinks, watch))
         self.step_ends.count(1)
+        COPY_MEMORY.count(1)
         keep_out(*CALLED_BY_TORCH)
         if watch.hooked.paths:
             self.insight.begin(watch.eager)
@@ -179,6 +181,7 @@ class HookManager:
             self._taps = {key: tap for key, tap in self._taps.items() if tap.sinks}
         self.insight.end(watch.eager)
         self.step_ends.count(-1)
+        COPY_MEMORY.count(-1)
         counters = subscription.counters()
         if subscription.reader is None and (subscription.is_abandoned or subscription.finished):
             subscription.close()

@@ -8,6 +8,7 @@ from modscope.dtypes import DTYPES
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.slices import parse_index
 from modscope_server.inspection.tensors import dtype_name, dtype_named, unreadable_reason
+from modscope_server.runtime.copy_memory import COPY_MEMORY
 
 __all__ = ["Unfit", "cast_target", "copied", "part_of"]
 
@@ -49,7 +50,7 @@ def copied(tensor: torch.Tensor, index: str, dtype: str) -> torch.Tensor:
         tensor = part_of(tensor, index)
     with torch._C.DisableTorchFunctionSubclass():
         if not dtype:
-            return tensor.detach().clone()
+            return COPY_MEMORY.clone(tensor.detach())
         if tensor.is_complex():
             raise Unfit(f"{dtype_name(tensor)} is not cast to {dtype}: its imaginary part would be lost")
         try:

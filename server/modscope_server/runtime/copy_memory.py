@@ -1,0 +1,112 @@
+"""Memory for large copies that hooks make, used again once they are gone.
+
+The system clears fresh memory page by page as it is touched, which takes several times as long as the copy,
+and a hook makes training wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from collections import deque
+from typing import Any, TypeAlias
+
+import numpy
+import torch
+
+__all__ = ["COPY_MEMORY", "CopyMemory"]
+
+_Block: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.uint8]]"
+
+_LEAST = 1 << 20
+"""Bytes below which malloc does as well."""
+_MOST_FREE = 256 << 20
+_KEEP_SECONDS = 10.0
+_LARGER_THAN_MESSAGES = 8 << 20
+
+
+class CopyMemory:
+    """Blocks of bytes. A block is free once no tensor or view over it is left.
+
+    Free blocks are kept while anybody watches, and for a while after that: the next watch may come at once.
+    Safe to use from several threads.
+
+    Args:
+        keep: how long that while is, in seconds.
+    """
+
+    def __init__(self, keep: float = _KEEP_SECONDS) -> None:
+        self._keep = keep
+        self._mutex = threading.Lock()
+        self._watches = 0
+        self._timer: threading.Timer | None = None
+        # Blocks come back whenever the last reference to one goes, in any thread: no lock is taken then.
+        self._free: dict[int, deque[_Block]] = {}
+
+    def count(self, change: int) -> None:
+        """One watch more, or one fewer."""
+        _keep_message_blocks()
+        with self._mutex:
+            self._watches += change
+            timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.cancel()
+            if not self._watches and self._free:
+                timer = threading.Timer(self._keep, self._let_go)
+                timer.daemon = True
+                with contextlib.suppress(RuntimeError):
+                    timer.start()  # refused while the interpreter exits
+                    self._timer = timer
+
+    @property
+    def free(self) -> int:
+        """Bytes that are kept and not in use."""
+        return sum(size * len(blocks) for size, blocks in list(self._free.items()))
+
+    def clone(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of a detached tensor, as Tensor.clone makes it."""
+        size = tensor.nbytes
+        is_plain = tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+        if size < _LEAST or not is_plain:
+            return tensor.clone()
+        block = self._taken(size)
+        # Tensors over the loan hold the loan; the block is held by who is told that it is gone.
+        loan = numpy.frombuffer(block.data, numpy.uint8)
+        weakref.finalize(loan, self._give, block).atexit = False
+        copy = torch.from_numpy(loan).view(tensor.dtype).view(tensor.shape)
+        copy.copy_(tensor)
+        return copy
+
+    def _taken(self, size: int) -> _Block:
+        with contextlib.suppress(KeyError, IndexError):
+            return self._free[size].pop()
+        if self.free + size > _MOST_FREE:
+            # Of other sizes, which are asked for no more.
+            self._free.clear()
+        return numpy.empty(size, numpy.uint8)
+
+    def _give(self, block: _Block) -> None:
+        is_expected = self._watches or self._timer is not None
+        if is_expected and self.free + block.nbytes <= _MOST_FREE:
+            self._free.setdefault(block.nbytes, deque()).append(block)
+
+    def _let_go(self) -> None:
+        with self._mutex:
+            if not self._watches:
+                self._timer = None
+                self._free.clear()
+
+
+@functools.cache
+def _keep_message_blocks() -> None:
+    """Have malloc keep the memory of messages, for the hundreds that follow.
+
+    glibc gives a freed block of that size back to the system until the process has once freed a larger one.
+    """
+    bytes(_LARGER_THAN_MESSAGES)
+
+
+COPY_MEMORY = CopyMemory()
+"""That of this process."""

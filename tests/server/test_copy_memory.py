@@ -1,0 +1,129 @@
+"""Copies are what Tensor.clone makes, and their memory is used again once nobody can see it any more."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from modscope_server.inspection.tensors import plain_data
+from modscope_server.runtime.copy_memory import COPY_MEMORY, CopyMemory
+from modscope_server.runtime.hooks import HookManager
+from modscope_server.runtime.registry import Registry
+from modscope_server.runtime.watch_spec import WatchSpec
+from tests.server.rpc import until
+
+LARGE = 1 << 19
+
+
+def watched() -> CopyMemory:
+    memory = CopyMemory()
+    memory.count(1)
+    return memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64, torch.int64])
+@pytest.mark.parametrize("shape", [(LARGE, 2), (3, 2), (2, LARGE)])
+def test_a_copy_is_a_clone(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    memory = watched()
+    original = torch.randn(shape).to(dtype)
+    for tensor in (original, original.T, original[1:]):
+        copy, expected = memory.clone(tensor), tensor.clone()
+        assert (copy.shape, copy.stride(), copy.dtype) == (expected.shape, expected.stride(), expected.dtype)
+        assert torch.equal(copy, expected)
+        tensor.zero_()
+        assert torch.equal(copy, expected)
+
+
+def test_the_view_of_a_conjugate_is_copied_as_torch_does() -> None:
+    tensor = torch.randn(LARGE, dtype=torch.complex64).conj()
+    assert torch.equal(watched().clone(tensor), tensor)
+
+
+def test_memory_is_used_again_once_the_last_view_is_gone() -> None:
+    memory = watched()
+    source = torch.randn(LARGE)
+    copy = memory.clone(source)
+    place = copy.data_ptr()
+    data = plain_data(copy)
+    assert data is not None
+    view = memoryview(data.data)[100:200]
+    expected = bytes(view)
+    del copy, data
+    other = memory.clone(torch.zeros(LARGE))
+    assert other.data_ptr() != place
+    assert bytes(view) == expected
+    del view
+    assert memory.free == source.nbytes
+    assert memory.clone(source).data_ptr() == place
+
+
+def test_memory_of_sizes_that_nobody_asks_for_gives_way() -> None:
+    memory = watched()
+    for size in (100, 120, 140):
+        copies = [memory.clone(torch.empty(size << 18)) for _ in range(1)]
+        del copies
+    assert memory.free <= 256 << 20
+    assert memory.clone(torch.ones(140 << 18)).sum() == 140 << 18
+
+
+def test_memory_is_kept_for_a_while_after_the_last_watch_and_then_no_more() -> None:
+    memory = CopyMemory(keep=0.01)
+    source = torch.randn(LARGE)
+    memory.count(1)
+    memory.count(1)
+    del (copies := [memory.clone(source)])[:]
+    memory.count(-1)
+    assert memory.free == source.nbytes
+    memory.count(-1)
+    until(lambda: not memory.free)
+    copies += [memory.clone(source)]
+    copies.clear()
+    assert not memory.free
+
+
+def test_a_new_watch_finds_what_the_last_one_has_left() -> None:
+    memory = CopyMemory(keep=3600)
+    source = torch.randn(LARGE)
+    memory.count(1)
+    place = memory.clone(source).data_ptr()
+    memory.count(-1)
+    memory.count(1)
+    assert memory._timer is None
+    assert memory.clone(source).data_ptr() == place
+
+
+def test_watches_of_tensors_use_it() -> None:
+    model = nn.Identity()
+    x = torch.randn(LARGE)
+    manager = HookManager(watches=8, events=100, size=1 << 30)
+    watch = manager.watch(Registry({"model": model}).get(), WatchSpec(payload="tensor"))
+    before = COPY_MEMORY.free
+    model(x)
+    events = watch.subscription.drain(0)
+    tensor = events[0].values[0].tensor
+    assert tensor is not None
+    assert bytes(tensor.data) == x.numpy().tobytes()
+    del events, tensor
+    assert COPY_MEMORY.free >= max(before, x.nbytes)
+    manager.stop_all("closed")
+
+
+def test_blocks_come_back_from_any_thread() -> None:
+    memory = watched()
+    source = torch.randn(LARGE)
+
+    def work() -> None:
+        for _ in range(50):
+            copy = memory.clone(source)
+            assert torch.equal(copy, source)
+            del copy
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert 0 < memory.free <= 4 * source.nbytes
