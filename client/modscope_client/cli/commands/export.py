@@ -133,15 +133,16 @@ def _run(
 
     sink = make_sink(name, target)
     notes = HookNotes()
+    told = _Told(sink, watch["hooks"])
     feed = Feed(
         settings.client,
         sink,
         model=settings.model,
         watch=watch,
         wait=wait,
-        armed=lambda events: _say_armed(sink, events, watch["hooks"]),
-        lost=_say_lost,
-        resumed=lambda events: say("connected again; the watch has gone on meanwhile"),
+        armed=told.armed,
+        lost=told.lost,
+        resumed=told.resumed,
         prepared=notes.follow,
     )
     with stopped_by_signals(feed.stop):
@@ -151,14 +152,34 @@ def _run(
         say(_total(feed))
 
 
-def _say_armed(sink: Sink, events: Subscription, hooks: Sequence[str]) -> None:
-    for text in events.notes:
-        note(text)
-    say(f"watching {watched_text(events, hooks)} from step {events.step:,} into {sink.place}; Ctrl-C ends it")
+class _Told:
+    """What is said of the connections of an export."""
 
+    def __init__(self, sink: Sink, hooks: Sequence[str]) -> None:
+        self._sink, self._hooks = sink, hooks
+        self._notes: set[str] = set()
 
-def _say_lost(error: ModscopeError, seconds: float) -> None:
-    note(f"{error.message}; the next try is in {seconds:g} s")
+    def armed(self, events: Subscription) -> None:
+        """A watch has begun."""
+        self._notes.clear()
+        self._note(events)
+        what = watched_text(events, self._hooks)
+        say(f"watching {what} from step {events.step:,} into {self._sink.place}; Ctrl-C ends it")
+
+    def lost(self, error: ModscopeError, seconds: float) -> None:
+        """A connection is gone."""
+        note(f"{error.message}; the next try is in {seconds:g} s")
+
+    def resumed(self, events: Subscription) -> None:
+        """A watch goes on; its notes tell what is lost."""
+        say("connected again; the watch has gone on meanwhile")
+        self._note(events)
+
+    def _note(self, events: Subscription) -> None:
+        for text in events.notes:
+            if text not in self._notes:
+                self._notes.add(text)
+                note(text)
 
 
 def _total(feed: Feed) -> str:

@@ -31,11 +31,11 @@ NEVER = f"note: b: its forward hook never fired: {COMPILED}"
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Lets the program find a server that sends these messages."""
+    """Lets the program find a server that sends these messages, one list to each watch."""
 
     @contextmanager
-    def serving(*script: Response | BreakOff | Hold) -> Iterator[Watches]:
-        watches = Watches(script)
+    def serving(*scripts: list[Response | BreakOff | Hold]) -> Iterator[Watches]:
+        watches = Watches(*scripts)
         with watches.served() as endpoint:
             monkeypatch.setenv("MODSCOPE_ADDRESS", endpoint.address)
             monkeypatch.setenv("MODSCOPE_TOKEN", "t")
@@ -48,7 +48,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_hook_that_turns_blind_is_told_of_at_once_and_at_the_end(
     form: str, serve: Any, modscope: Modscope
 ) -> None:
-    with serve(*STOPPED):
+    with serve(STOPPED):
         outcome = modscope("watch", "*", "-o", form)
     assert outcome.code == 0 and len(outcome.lines) == 2
     noted = [line for line in outcome.err.splitlines() if line.startswith("note:")]
@@ -58,7 +58,7 @@ def test_a_hook_that_turns_blind_is_told_of_at_once_and_at_the_end(
 
 
 def test_the_last_look_knows_more(serve: Any, modscope: Modscope) -> None:
-    with serve(*TURNS, Hold()) as watches:
+    with serve([*TURNS, Hold()]) as watches:
         watches.hooks = [hook("a", "fired", fired=2), hook("b", "blind", "forward bypassed")]
         outcome = modscope("watch", "*", "--count", "2")
     assert outcome.code == 0
@@ -66,7 +66,7 @@ def test_the_last_look_knows_more(serve: Any, modscope: Modscope) -> None:
 
 
 def test_an_end_by_count_says_nothing_of_what_had_no_time(serve: Any, modscope: Modscope) -> None:
-    with serve(*TURNS[:3], Hold()) as watches:
+    with serve([*TURNS[:3], Hold()]) as watches:
         watches.hooks = [hook("a", "fired", fired=1), hook("b", "armed")]
         outcome = modscope("watch", "*", "--count", "1", "-o", "jsonl")
     assert (outcome.code, outcome.err) == (0, "")
@@ -74,7 +74,8 @@ def test_an_end_by_count_says_nothing_of_what_had_no_time(serve: Any, modscope: 
 
 def test_an_end_by_time_says_what_did_not_come(serve: Any, modscope: Modscope) -> None:
     hold = Hold()
-    with serve(CREATED, Response(hooks=[hook("a", "armed"), hook("b", "armed")]), hold, ENDED) as watches:
+    armed = Response(hooks=[hook("a", "armed"), hook("b", "armed")])
+    with serve([CREATED, armed, hold, ENDED]) as watches:
         watches.hooks = [hook("a", "armed"), hook("b", "armed")]
         watches.on_stop = hold.let_go
         outcome = modscope("watch", "*", "--duration", "100ms")
@@ -86,7 +87,7 @@ def test_an_end_by_time_says_what_did_not_come(serve: Any, modscope: Modscope) -
 
 def test_a_recording_says_it_again(serve: Any, modscope: Modscope, tmp_path: Path) -> None:
     file = str(tmp_path / "r")
-    with serve(*STOPPED):
+    with serve(STOPPED):
         outcome = modscope("record", file, "*")
     assert outcome.code == 0 and BLIND in outcome.err and NEVER in outcome.err
     outcome = modscope("replay", file)
@@ -94,9 +95,32 @@ def test_a_recording_says_it_again(serve: Any, modscope: Modscope, tmp_path: Pat
 
 
 def test_an_export_says_it(serve: Any, modscope: Modscope, tmp_path: Path) -> None:
-    with serve(*TURNS, Hold()):
+    with serve([*TURNS, Hold()]):
         outcome = modscope("export", "jsonl", str(tmp_path / "e"), "*", "--count", "2")
     assert outcome.code == 0 and BLIND in outcome.err and NEVER in outcome.err
+
+
+def test_an_export_goes_on_where_its_connection_breaks(
+    serve: Any, modscope: Modscope, tmp_path: Path
+) -> None:
+    first = Response(created=hook_service_pb2.WatchCreated(watch_id="watch-7", paths=["a"], notes=["odd"]))
+    again = Response(
+        created=hook_service_pb2.WatchCreated(watch_id="watch-7", paths=["a"], notes=["odd", "2 are lost"])
+    )
+    broken = BreakOff(grpc.StatusCode.UNAVAILABLE)
+    with serve(
+        [first, Response(events=[event(0)]), broken], [again, Response(events=[event(3, dropped=2)]), Hold()]
+    ):
+        outcome = modscope("export", "jsonl", str(tmp_path / "e"), "a", "--count", "2")
+    assert outcome.code == 0
+    lines = outcome.err.splitlines()
+    assert lines[0] == "note: odd" and lines[1].startswith("watching 1 module from step 0 into")
+    assert "the next try is in 0.25 s" in lines[2]
+    assert lines[3:] == [
+        "connected again; the watch has gone on meanwhile",
+        "note: 2 are lost",
+        "2 events exported, 2 dropped",
+    ]
 
 
 @pytest.mark.parametrize("verb", [["watch", "*"], ["record", "FILE"], ["export", "jsonl", "FILE"]])
@@ -105,7 +129,7 @@ def test_an_overflow_that_disconnects_is_an_error(
 ) -> None:
     words = [word.replace("FILE", str(tmp_path / "f")) for word in verb]
     full = BreakOff(grpc.StatusCode.RESOURCE_EXHAUSTED, "more than 10 events waited")
-    with serve(CREATED, Response(events=[event(0)]), full) as watches:
+    with serve([CREATED, Response(events=[event(0)]), full]) as watches:
         outcome = modscope(*words, "--overflow", "disconnect", "--queue", "10")
     assert outcome.code == 1
     assert "error: " in outcome.err and "more than 10 events waited" in outcome.err
@@ -135,7 +159,7 @@ def test_hooks_tell_state_reason_and_remedy(serve: Any, modscope: Modscope) -> N
 
 
 def test_options_reach_the_server(serve: Any, modscope: Modscope) -> None:
-    with serve(CREATED, ENDED) as watches:
+    with serve([CREATED, ENDED]) as watches:
         outcome = modscope(
             "watch", "a*", "--hook", "metric", "--hook", "gradient", "--payload", "tensor", "--start", "5",
             "--stop", "9", "--first-call", "--phase", "training", "--max-rate", "2.5",
