@@ -63,9 +63,11 @@ class Progression:
     def take(self, message: Frame[hook_service_pb2.WatchResponse]) -> list[HookInfo]:
         """One message after the first. Gives the hooks of which it tells something new."""
         head = message.header
-        for event in self._events.take(message):
-            self.ready.append(event)
-            self._tell(event.seq + 1, event.dropped, event.step)
+        events = list(self._events.take(message))
+        self.ready += events
+        if events:
+            last = events[-1]
+            self._tell(last.seq + 1, last.dropped, last.step)
         if head.HasField("heartbeat"):
             beat = head.heartbeat
             self._tell(beat.published, beat.dropped, beat.step)
