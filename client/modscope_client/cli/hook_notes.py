@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["HookNotes"]
 
 _PATHS_SHOWN = 4
-_TOO_EARLY = "nothing tells yet why"
+_TOO_EARLY = "too early to say why"
 
 
 class HookNotes:

@@ -88,6 +88,7 @@ _SHELL_WORDS = {
     "group=N": "--group N",
     "reset_optimizer=False": "--keep-optimizer-state",
     'block_ms above 0 with overflow "block"': "--block-ms with --overflow block",
+    'choose "drop_oldest"': "choose --overflow drop_oldest",
     'dtype with payload "tensor"': "--dtype with --payload tensor",
 }
 """What hints call things in Python -> what they are called here."""

@@ -129,7 +129,7 @@ def test_at_the_end_those_that_never_fired_and_why() -> None:
     blind = "b: its forward hook never fired: never called"
     assert said.end() == [blind], "others may have fired since"
     said.look()
-    assert said.end() == [blind, "2 modules: their forward hooks never fired: nothing tells yet why (c, d)"]
+    assert said.end() == [blind, "2 modules: their forward hooks never fired: too early to say why (c, d)"]
     assert said.end(cut_short=True) == [blind]
 
 

@@ -41,7 +41,7 @@ def command(
     replaced. At most the last second is lost where the recorder is killed.
 
     Ends with 0 after --count or --duration, or when the server closes and neither was given; with 130
-    on Ctrl-C, with 143 on SIGTERM.
+    on Ctrl-C, with 143 on SIGTERM, with 1 where --overflow disconnect has ended it.
     """
     from modscope_client.recording import Recorder
 

@@ -81,7 +81,7 @@ def test_an_end_by_time_says_what_did_not_come(serve: Any, modscope: Modscope) -
         outcome = modscope("watch", "*", "--duration", "100ms")
     assert outcome.code == 0
     assert outcome.err.splitlines()[1] == (
-        "note: 2 modules: their forward hooks never fired: nothing tells yet why (a, b)"
+        "note: 2 modules: their forward hooks never fired: too early to say why (a, b)"
     )
 
 
