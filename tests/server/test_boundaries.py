@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from modscope_server.runtime.safepoint import SafePoint
+from tests.server.rpc import until
 from tests.server.safepoint_support import small_model, train
 
 TIMEOUT = 20.0
@@ -312,6 +313,55 @@ def test_a_mark_reports_before_requests_and_boundaries(model: nn.Module) -> None
     assert point.steps_per_second == 0.0
     point.mark_step()
     assert point.steps_per_second > 0.0
+    point.close()
+
+
+def test_followers_see_what_an_iteration_leaves_before_requests_and_holds(model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    point = SafePoint([model], optimizers=1)
+    order: list[object] = []
+
+    class Follower:
+        def updated(self, optimizer: Optimizer, step: int) -> None:
+            order.append(("updated", step))
+
+        def boundary(self, step: int, place: str) -> None:
+            order.append((place, step))
+
+    class Control(Heard):
+        def boundary(self, step: int, place: str, write_point: bool) -> None:
+            order.append("control")
+
+    follower = Follower()
+    point.add_follower(follower)
+    point.control = Control(point)
+    reader = threading.Thread(target=lambda: point.run(lambda: order.append("read"), timeout=TIMEOUT))
+
+    def ask(where: str) -> None:
+        if where == "backward":
+            reader.start()
+            until(lambda: point.waiting == 1)
+
+    train(model, optimizer, ask)
+    reader.join(TIMEOUT)
+    assert order == [("updated", 1), ("optimizer", 1), "read", "control"]
+    order.clear()
+    point.mark_step()
+    train(model, optimizer)
+    assert order == [
+        ("mark", 1),
+        "control",
+        ("forward", 1),
+        "control",
+        ("updated", 2),
+        ("optimizer", 2),
+        "control",
+    ]
+    order.clear()
+    point.remove_follower(follower)
+    point.remove_follower(follower)
+    point.mark_step()
+    assert order == ["control"]
     point.close()
 
 

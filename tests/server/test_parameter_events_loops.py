@@ -241,6 +241,28 @@ def test_a_sparse_gradient_and_a_lazy_parameter_say_what_they_are() -> None:
     assert "uninitialized" in notes["parameter", "lazy.weight"]
 
 
+def test_what_is_trained_again_after_a_return_is_told_again() -> None:
+    model = nn.Sequential(linear(2, 3), linear(3, 1))
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with following(model, optimizer) as loop:
+        watch = loop.watch(kinds=BOTH, payload="none")
+
+        def iterate() -> None:
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            loop.step()
+
+        for _ in range(3):
+            iterate()
+        loop.safepoint.set_step_count(2)
+        iterate()
+        steps = {path: [] for path in ("0.weight", "1.weight")}  # type: dict[str, list[int]]
+        for event in drained(watch):
+            if event.hook == "gradient" and event.path in steps:
+                steps[event.path].append(event.step)
+    assert steps == {"0.weight": [1, 2, 3, 3], "1.weight": [1, 2, 3, 2, 3]}
+
+
 def test_an_optimizer_that_never_steps_is_told_as_the_reason() -> None:
     model = linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

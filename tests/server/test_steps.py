@@ -84,3 +84,13 @@ def test_steps_inside_backward_complete_with_the_next_forward() -> None:
         assert steps.count == expected
         steps.stepped_inside_backward()
         steps.stepped_inside_backward()
+
+
+def test_a_step_inside_backward_belongs_to_the_iteration_that_is_under_way() -> None:
+    steps = StepCounter(1)
+    for expected in range(1, 4):
+        steps.forward_began()
+        assert steps.of_backward == expected
+        steps.stepped_inside_backward()
+        steps.optimizer_stepped(1)
+        assert steps.of_backward == steps.count == expected

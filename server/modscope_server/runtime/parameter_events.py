@@ -33,6 +33,7 @@ __all__ = ["PARAMETER_KINDS", "ParameterEvents"]
 PARAMETER_KINDS = ("gradient", "parameter")
 """What is told of a parameter, in this order."""
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _LOG = logging.getLogger("modscope_server")
 _FROZEN = "no gradient: the parameter is frozen (requires_grad is False)"
 _NONE = "no gradient: nothing was back-propagated to the parameter, or its gradient was cleared"
@@ -225,7 +226,7 @@ class ParameterEvents:
         forms = {reader.sink.form for reader in readers}
         try:
             tensor, note = _gradient(parameter, late) if kind == "gradient" else (parameter, "")
-            if tensor is not None and not unreadable_reason(tensor):
+            if tensor is not None and (type(tensor) in _PLAIN or not unreadable_reason(tensor)):
                 # Another tensor object each time: what changes through `.data` is seen by no version.
                 with torch._C.DisableTorchFunctionSubclass():
                     tensor = tensor.detach()
