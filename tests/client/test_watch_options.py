@@ -187,6 +187,22 @@ def test_a_connection_that_is_cut_costs_no_event(kind: Any, job: Job, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
+def test_one_reader_at_a_time_the_last_that_came(kind: Any, job: Job) -> None:
+    async def body(model: Any) -> None:
+        async with entered(model.watch("layer", keep=60)) as first:
+            job.train()
+            await take(first, 2)
+            async with entered(model.watch(resume=first.watch_id, resume_after=1)) as second:
+                with pytest.raises(Unavailable, match="another reader"):
+                    await next_of(first)
+                await settle(first.close())
+                job.train()
+                assert [event.seq for event in await take(second, 2)] == [2, 3]
+
+    served_to(kind, job.scope, body)
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
 def test_a_queue_that_overflows_ends_it(kind: Any, job: Job) -> None:
     async def body(model: Any) -> None:
         async with entered(model.watch("layer", overflow="disconnect", queue=4)) as events:
