@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 from modscope_server.runtime.bus import HookEvent
@@ -20,7 +21,21 @@ from modscope_server.runtime.registry import Registry
 from modscope_server.runtime.safepoint import SafePoint
 from modscope_server.runtime.watch_spec import WatchSpec
 
-__all__ = ["ALL", "INDUCTOR", "Backend", "Rig", "drained", "graphs", "rig", "stance"]
+__all__ = [
+    "ALL",
+    "INDUCTOR",
+    "Backend",
+    "Net",
+    "Rig",
+    "batch",
+    "compiled_step",
+    "drained",
+    "fresh_compiler",
+    "graphs",
+    "rig",
+    "stance",
+    "trained",
+]
 
 ALL = ("forward_pre", "forward", "backward_pre", "backward")
 INDUCTOR = pytest.mark.skipif(
@@ -94,3 +109,72 @@ def rig(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Ite
 def drained(watch: Watch) -> list[HookEvent]:
     """The events that wait."""
     return watch.subscription.drain(0, limit=10_000)
+
+
+class Layer(nn.Module):
+    """One of torch's own classes would not be compiled by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * 2
+
+
+class Net(nn.Module):
+    """Two layers; the first can be compiled by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Layer()
+        self.second = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).tanh())
+
+
+Step = Callable[[torch.Tensor], Any]
+
+
+def trained(call: Callable[..., Any], optimizer: torch.optim.Optimizer) -> Step:
+    """A step of training."""
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = call(x).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def compiled_step(how: str, model: nn.Module, optimizer: torch.optim.Optimizer, backend: Any) -> Step:
+    """A step of training in which the model is compiled in one of the ways in which people do it."""
+    if how == "a wrapper":
+        return trained(torch.compile(model, backend=backend), optimizer)
+    if how == "a whole graph":
+        return trained(torch.compile(model, backend=backend, fullgraph=True), optimizer)
+    if how == "in place":
+        model.compile(backend=backend)
+        return trained(model, optimizer)
+    if how == "a child in place":
+        model.first.compile(backend=backend)  # type: ignore[union-attr,operator]
+        return trained(model, optimizer)
+    assert how == "a step function"
+    return torch.compile(trained(model, optimizer), backend=backend)
+
+
+def batch(seed: int) -> torch.Tensor:
+    """Inputs for it."""
+    return torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+@contextmanager
+def fresh_compiler() -> Iterator[None]:
+    """Nothing is compiled yet, and the stance of the compiler is as it was afterwards."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    assert stance() == "default"

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modscope.v1 import hook_service_pb2
 from tests.plain_models import MLP
+from tests.server.compiled_support import Backend
 from tests.server.intervention_support import (
     ACTING,
     ENDED,
@@ -158,6 +159,30 @@ def test_compiled_code_runs_eagerly_while_an_intervention_acts_and_it_says_so(
         rpc.RemoveInterventions(ids=[made.id])
         assert torch._dynamo.eval_frame._stance.stance == "default"
         assert torch.allclose(iteration(), untouched)
+
+
+@pytest.mark.usefixtures("dynamo")
+@pytest.mark.parametrize("asked", [{"start": 2, "stop": 4}, {"calls": 2}])
+def test_steps_in_which_it_does_not_act_run_compiled(asked: dict[str, int]) -> None:
+    model, backend = MLP(), Backend("aot_eager")
+    x = torch.randn(2, 1)
+    untouched = model(x)
+    model.compile(backend=backend)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with here(model, optimizer) as rpc:
+        made = intervened(rpc, "w3", scale=2.0, **asked)
+        acted, eager = [], []
+        for number in range(6):
+            runs = backend.runs
+            output = model(x)
+            output.sum().backward()
+            optimizer.step()
+            if backend.runs == runs:
+                eager.append(number)
+            if torch.equal(output, untouched * 2):
+                acted.append(number)
+        assert acted == eager == ([2, 3] if "start" in asked else [0, 1])
+        assert told(rpc, made).state == ENDED
 
 
 @pytest.mark.usefixtures("dynamo")

@@ -76,6 +76,9 @@ class EagerSteps:
         self._follows = False
         self._eager = False
         """Whether the iteration that runs was wanted, and compiled functions ran eagerly at its beginning."""
+        self._was_eager = False
+        self._leaving = 0
+        """Boundaries since nobody wants anything."""
         self._thwarted = False
         """Whether the stance was another one at the end of the last iteration than at its beginning."""
         self._saw_forwards = False
@@ -99,8 +102,10 @@ class EagerSteps:
         with self._mutex:
             self._uses = tuple(other for other in self._uses if other is not use)
             if not self._uses:
-                self._leave()
-        if self._follows:
+                # What has begun eagerly may still tell of a forward: the loop is left when that is over.
+                self._leaving = 0
+                self._let_go()
+        if self._uses and self._follows:
             self.decide()
 
     def look(self) -> None:
@@ -129,6 +134,9 @@ class EagerSteps:
         step = self._loop.step_count
         with self._mutex:
             if not self._uses:
+                self._leaving += 1
+                if self._leaving > 1:
+                    self._leave()
                 return
             if step != self._step:
                 self._count(step)
@@ -140,6 +148,7 @@ class EagerSteps:
                 self._since = step + stance.inside_compiled_code()
                 self._saw_forwards = self._loop.steps.sees_forwards
             self._eager = stance.run_eagerly(self)
+            self._was_eager = self._was_eager or self._eager
 
     def abandon(self) -> None:
         """Have the compiled code back in a forked child, taking no lock."""
@@ -202,6 +211,9 @@ class EagerSteps:
         self._loop.remove_chore(self.decide)
         self._loop.remove_follower(self)
         self._let_go()
+        if self._was_eager:
+            self._was_eager = False
+            self._loop.steps.sees_forwards = self._saw_forwards
 
     def _let_go(self) -> None:
         if self._eager:
