@@ -117,6 +117,22 @@ def test_a_step_that_moves_while_threads_call_begins_at_zero_once() -> None:
         assert sorted(calls) == list(range(len(calls)))
 
 
+def test_threads_that_begin_a_step_together_begin_it_once() -> None:
+    both = threading.Barrier(2)
+    mine = threading.local()
+
+    def step() -> int:
+        if not hasattr(mine, "asked"):
+            mine.asked = True
+            both.wait(20)
+        return 5
+
+    numbers = CallNumbers(step)
+    given: list[tuple[int, int]] = []
+    at_once([lambda: given.append(numbers.next(False))] * 2)
+    assert sorted(given) == [(5, 0), (5, 1)]
+
+
 class Branch(nn.Module):
     """A linear module and what follows it."""
 

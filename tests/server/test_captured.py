@@ -71,6 +71,16 @@ def test_samples_of_different_sizes_are_kept_apart(manager: HookManager) -> None
         assert drained(watch)[0].values[0].stats == reduce(x, sample=sample).resolve()
 
 
+def test_parts_are_kept_apart(manager: HookManager) -> None:
+    model = nn.Identity()
+    indices = ("", "[0]", "[:, 1]")
+    watches = [armed(manager, model, index=index) for index in indices]
+    x = torch.randn(3, 4)
+    model(x)
+    for watch, part in zip(watches, (x, x[0], x[:, 1]), strict=True):
+        assert drained(watch)[0].values[0].stats == statistics(part)
+
+
 def test_a_histogram_is_not_taken_from_statistics_alone(manager: HookManager) -> None:
     model = nn.Identity()
     armed(manager, model, kinds=("forward_pre",))

@@ -193,27 +193,31 @@ def test_a_rate_leaves_out_whole_steps_and_counts_what_it_leaves_out(manager: Ho
 
 
 @pytest.mark.parametrize("kinds", [("forward",), ("forward_pre", "forward")])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("served", ["evaluation", "in the first step", "in a step that was left out"])
 def test_a_model_that_is_only_served_is_told_by_whole_forwards(
-    manager: HookManager, training: bool, kinds: tuple[str, ...]
+    manager: HookManager, served: str, kinds: tuple[str, ...]
 ) -> None:
     """No iteration is counted: a step that never ends is not told whole."""
     shared = nn.Linear(2, 2)
-    loop = Loop(nn.Sequential(shared, nn.Tanh(), shared).train(training))
+    loop = Loop(nn.Sequential(shared, nn.Tanh(), shared).train(served != "evaluation"))
     clock = Clock()
     watch = watched(manager, loop, clock, 2.0, kinds=kinds)
     whole = 4 * len(kinds)
-    told: list[int] = []
-    for _ in range(1500):
+    # Of a step that may still end at most a minute's worth is told, or left out.
+    patience = 0 if served == "evaluation" else 60
+    told = [0]
+    if served == "in a step that was left out":
+        loop.run(1)
+        told = [len(drained(watch))]
+        assert told == [whole]
+    for _ in range(1000):
         loop.model(X)
         told.append(len(drained(watch)))
         clock.now += 0.5
-    assert set(told) == {0, whole}
-    seconds = 1500 * 0.5
-    # Of a step that may still end a minute's worth is told, or left out.
-    assert sum(told) <= 2 * seconds + (60 * 2 if training else 0) + whole
-    assert sum(told) >= 0.9 * 2 * (seconds - (60 if training else 0))
-    assert watch.window.skipped == 1500 * whole - sum(told)
+        assert sum(told) <= 2 * (clock.now - 100 + patience) + whole
+    assert set(told[1:]) == {0, whole}
+    assert sum(told) >= 0.9 * 2 * (500 - patience)
+    assert watch.window.skipped == 1000 * whole - sum(told[1:])
 
 
 def test_a_rate_is_never_exceeded_for_long_however_irregular_the_steps() -> None:
