@@ -58,8 +58,8 @@ class _Iteration:
     def __init__(self, step: int, found: Mapping[int, Target]) -> None:
         self.step = step
         self.targets = found
-        self.told: set[tuple[str, int]] = set()
-        """Kind and tensor."""
+        self.told: set[int] = set()
+        """The tensors of which all was told that there is."""
         self.ready: list[_Ready] = []
         """Captured inside backward."""
         self.held_back: dict[int, _Values] = {}
@@ -143,15 +143,14 @@ class ParameterEvents:
         return self._iteration
 
     def _updated(self, iteration: _Iteration, target: Target, inside: bool) -> None:
+        if id(target.tensor) in iteration.told:
+            return
+        iteration.told.add(id(target.tensor))
         for kind in PARAMETER_KINDS:
-            key = kind, id(target.tensor)
-            if key not in iteration.told:
-                iteration.told.add(key)
-                if inside:
-                    values = self._ahead(target, kind)
-                    iteration.ready.append(_Ready(target, kind, values))
-                else:
-                    self._tell(target, kind, iteration.step)
+            if inside:
+                iteration.ready.append(_Ready(target, kind, self._ahead(target, kind)))
+            else:
+                self._tell(target, kind, iteration.step)
 
     def _tell_ready(self, iteration: _Iteration) -> None:
         ready, iteration.ready = iteration.ready, []
@@ -170,24 +169,25 @@ class ParameterEvents:
             return
         iteration.ended = True
         for key, target in self._loose(iteration):
+            iteration.told.add(key)
             for kind in PARAMETER_KINDS:
-                if (kind, key) not in iteration.told:
-                    iteration.told.add((kind, key))
-                    held_back = iteration.held_back.get(key) if kind == "gradient" else None
-                    self._tell(target, kind, iteration.step, held_back, late=late)
+                held_back = iteration.held_back.get(key) if kind == "gradient" else None
+                self._tell(target, kind, iteration.step, held_back, late=late)
         iteration.held_back = {}
-        for key, target in iteration.targets.items():
+        for _, target in self._left(iteration):
             for kind in PARAMETER_KINDS:
-                if (kind, key) not in iteration.told:
-                    for reader in _readers(target, kind):
-                        reader.tally.of(kind, reader.path).missed += 1
+                for reader in _readers(target, kind):
+                    reader.tally.of(kind, reader.path).missed += 1
 
     def _loose(self, iteration: _Iteration) -> list[tuple[int, Target]]:
-        """The parameters that no known optimizer holds."""
-        if not iteration.targets:
-            return []
-        held = {id(parameter) for parameter in _held_by(self._optimizers())}
-        return [(key, target) for key, target in iteration.targets.items() if key not in held]
+        """The parameters that were not told, and that no known optimizer holds."""
+        left = self._left(iteration)
+        held = {id(parameter) for parameter in _held_by(self._optimizers())} if left else ()
+        return [(key, target) for key, target in left if key not in held]
+
+    def _left(self, iteration: _Iteration) -> list[tuple[int, Target]]:
+        """The parameters that were not told."""
+        return [item for item in iteration.targets.items() if item[0] not in iteration.told]
 
     def _ahead(self, target: Target, kind: str) -> _Values:
         """The value as it is now, for whoever may want that iteration."""
