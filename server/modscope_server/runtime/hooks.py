@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 
 import torch
@@ -15,9 +15,8 @@ from modscope_server.errors import BadRequest, LimitExceeded, UnknownWatch
 from modscope_server.inspection.selection import some_modules
 from modscope_server.inspection.structure import Located
 from modscope_server.runtime.boundary_events import BoundaryEvents
-from modscope_server.runtime.bus import Counters, Draft, Fan, Queues, Subscription
+from modscope_server.runtime.bus import Counters, Draft, Queues, Subscription
 from modscope_server.runtime.capture import KINDS, ModuleTap
-from modscope_server.runtime.captured import Form
 from modscope_server.runtime.copy_memory import COPY_MEMORY
 from modscope_server.runtime.cuda_copies import StepEnds
 from modscope_server.runtime.eager_steps import EagerUse
@@ -26,31 +25,34 @@ from modscope_server.runtime.insight import Insight
 from modscope_server.runtime.metric_events import METRIC
 from modscope_server.runtime.module_hooks import CALLED_BY_TORCH
 from modscope_server.runtime.registry import Registered
+from modscope_server.runtime.selections import Selection, shared_by
 from modscope_server.runtime.sensors import root_hooks
 from modscope_server.runtime.stance import keep_out
 from modscope_server.runtime.watch_notes import watch_notes
 from modscope_server.runtime.watch_spec import WatchSpec
 from modscope_server.runtime.watch_states import Changes
 from modscope_server.runtime.watched_hooks import WatchedHooks
-from modscope_server.runtime.windows import WatchWindow
 
 __all__ = ["HookManager", "HookState", "Watch"]
 
 
 class Watch:
-    """A subscription and what it selects: the sink that taps publish to."""
+    """A subscription and what it selects."""
 
     owner = "watch"
 
     def __init__(
-        self, spec: WatchSpec, subscription: Subscription, registered: Registered, insight: Insight
+        self,
+        spec: WatchSpec,
+        subscription: Subscription,
+        registered: Registered,
+        insight: Insight,
+        selection: Selection,
     ) -> None:
-        self.kinds = frozenset(spec.kinds)
-        self.form = Form(spec.payload, spec.sample, spec.index, spec.dtype)
-        self.window = WatchWindow(spec)
+        self.selection = selection
+        self.kinds, self.form, self.window = selection.kinds, selection.form, selection.window
+        self.publish = selection.publish
         self.subscription = subscription
-        self.fan = Fan(subscription.queues, at_once=spec.payload == "tensor")
-        self.fan.add(subscription)
         subscription.skipped = lambda: self.window.skipped
         self.registered = registered
         self.taps: list[ModuleTap] = []
@@ -59,29 +61,11 @@ class Watch:
             registered, spec, owner=self.owner, watch_id=subscription.id, use=self.eager, insight=insight
         )
 
-    def publish(self, draft: Draft) -> None:
-        """Queue a draft for the subscriber."""
-        self.fan.publish(draft)
-
 
 class _Observer(Watch):
     """A watch of the server itself, which takes each draft at once and queues none."""
 
     owner = "break"
-
-    def __init__(
-        self,
-        spec: WatchSpec,
-        subscription: Subscription,
-        registered: Registered,
-        insight: Insight,
-        take: Callable[[Draft], None],
-    ) -> None:
-        super().__init__(spec, subscription, registered, insight)
-        self._take = take
-
-    def publish(self, draft: Draft) -> None:
-        self._take(draft)
 
 
 class HookManager:
@@ -107,6 +91,7 @@ class HookManager:
         self._numbers = itertools.count(1)
         self._watches: dict[str, Watch] = {}
         self._taps: dict[tuple[str, int], ModuleTap] = {}
+        self._selections: dict[Hashable, Selection] = {}
         self.boundary_events = BoundaryEvents()
         self.step_ends = StepEnds()
         """What of devices is fetched at the ends of iterations."""
@@ -143,22 +128,26 @@ class HookManager:
                 keep=spec.keep,
             )
             subscription.on_overflow = partial(self.stop, subscription.id)
-            if take is None:
-                watch = Watch(spec, subscription, registered, self.insight)
-            else:
-                watch = _Observer(spec, subscription, registered, self.insight, take)
+            shared = None if take is not None else shared_by(spec, [located.module for located in hooked])
+            selection = self._selections.get(shared) or Selection(spec, self._queues, take)
+            kind = Watch if take is None else _Observer
+            watch = kind(spec, subscription, registered, self.insight, selection)
             subscription.step = registered.step_count()
             subscription.paths = tuple(located.path for located in chosen)
             subscription.notes = watch_notes(registered.root, hooked)
             subscription.notes += self.boundary_events.add(watch, registered, chosen)
             self._watches[subscription.id] = watch
+            if shared is not None:
+                self._selections[shared] = selection
+            selection.fan.add(subscription)
             for located in hooked:
                 scripted = isinstance(located.module, torch.jit.ScriptModule)
                 tap = None if scripted else self._tap(registered, located)
                 watch.hooked.add(located, tap)
                 if tap is not None:
                     watch.taps.append(tap)
-                    tap.set_sinks((*tap.sinks, watch))
+                    if selection not in tap.sinks:
+                        tap.set_sinks((*tap.sinks, selection))
         self.step_ends.count(1)
         COPY_MEMORY.count(1)
         keep_out(*CALLED_BY_TORCH)
@@ -176,8 +165,12 @@ class HookManager:
             subscription = watch.subscription
             subscription.end(reason)
             self.boundary_events.remove(watch)
-            for tap in watch.taps:
-                tap.set_sinks(sink for sink in tap.sinks if sink is not watch)
+            selection = watch.selection
+            selection.fan.remove(subscription)
+            if not len(selection.fan):
+                self._selections = {key: one for key, one in self._selections.items() if one is not selection}
+                for tap in watch.taps:
+                    tap.set_sinks(sink for sink in tap.sinks if sink is not selection)
             self._taps = {key: tap for key, tap in self._taps.items() if tap.sinks}
         self.insight.end(watch.eager)
         self.step_ends.count(-1)
