@@ -75,7 +75,7 @@ class Server:
         threading.Thread(target=self._stop_when_wanted, name="modscope-stop", daemon=True).start()
 
     def stop(self) -> None:
-        """Let what is under way end, for a second at most, then stop listening and end the rest. Idempotent."""
+        """Let what is under way end, a second at most, then stop listening and end the rest. Idempotent."""
         self._health.enter_graceful_shutdown()
         self._gate.close(_DRAIN_SECONDS)
         self._stop_wanted.set()
