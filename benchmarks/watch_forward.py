@@ -27,7 +27,7 @@ _OPTIONS = {"payload": "tensor"}
 
 def run(quick: bool) -> list[Row]:
     """Seconds of a forward beside torchlens, and beside a plain one."""
-    effort = QUICK if quick else Effort(10, 20, 45.0)
+    effort = QUICK if quick else Effort(10, 20, 40.0)
     size = "quick" if quick else "full"
     with one_thread(), workplace(), Child("benchmarks.reader") as reader:
         sides: dict[str, Callable[[], float]] = {
