@@ -219,9 +219,7 @@ def test_a_module_that_calls_itself_and_raises_within(manager: HookManager) -> N
     assert found["forward"] == [(2, None), (1, 1.0), (0, 1.0)]
 
 
-def test_a_pre_hook_of_the_users_that_raises_inside_of_a_call_of_the_same_module(
-    manager: HookManager,
-) -> None:
+def test_a_pre_hook_of_the_users_that_raises_in_an_inner_call(manager: HookManager) -> None:
     """Nothing tells that the inner call has begun, and its end is not the outer one's."""
     model = Within()
     model.most = 1

@@ -14,6 +14,8 @@ from torch import nn
 
 from modscope_server.errors import BadGlobError, BadRequest, LimitExceeded, NoMatch, UnknownDtype
 from modscope_server.runtime.hooks import HookManager
+from modscope_server.runtime.registry import Registry
+from modscope_server.runtime.watch_spec import WatchSpec
 from tests.server.capture_support import ALL, Residual, armed, drained, hook_tables, manager
 
 __all__ = ["manager"]
@@ -63,6 +65,27 @@ def test_a_fault_of_ours_disables_itself_and_training_goes_on(
         model(torch.ones(1, 2))
     assert len(caplog.records) == 3
     assert hook_tables(model) == [{}]
+
+
+def test_a_watch_that_ends_in_mid_call_hears_no_more_of_it(manager: HookManager) -> None:
+    heard: list[str] = []
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    spec = WatchSpec(kinds=ALL, payload="none")
+    first = manager.watch(Registry({"model": model}).get(), spec, lambda draft: heard.append(draft.hook))
+    other = armed(manager, model, kinds=("forward",))
+
+    def stop(*args: Any) -> None:
+        manager.stop(first.subscription.id)
+
+    stops = model[1].register_forward_hook(stop)
+    output = model(torch.ones(1, 2, requires_grad=True))
+    heard.clear()
+    output.sum().backward()
+    assert heard == []
+    assert {event.path for event in drained(other)} == {"", "0", "1"}
+    stops.remove()
+    # What was open when the hooks before forward went is not held on to.
+    assert all(not tap._open._calls for tap in other.taps)
 
 
 def test_hooks_come_only_where_they_are_needed(manager: HookManager) -> None:

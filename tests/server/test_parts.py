@@ -157,6 +157,27 @@ def test_what_cannot_be_read_is_told(manager: HookManager, payload: str, index: 
     assert value.note.startswith("uninitialized" if name == "lazy" else name)
 
 
+class Guarded(torch.Tensor):
+    """A tensor that lets no function of torch near it."""
+
+    @classmethod
+    def __torch_function__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("not with this tensor")
+
+
+def test_a_subclass_is_read_past_what_it_does_to_functions(manager: HookManager) -> None:
+    plain = torch.randn(3, 2)
+    guarded = plain.as_subclass(Guarded)
+    value = value_of(manager, guarded, payload="tensor", index="[1:]")
+    assert torch.equal(tensor_of(value), plain[1:])
+    assert value_of(manager, guarded, payload="stats").stats == statistics(plain)
+
+
+def test_what_torch_cannot_cast_is_told(manager: HookManager) -> None:
+    value = value_of(manager, torch.empty(2, dtype=torch.bits8), payload="tensor", dtype="float32")
+    assert (value.tensor, value.note) == (None, "torch cannot cast bits8 to float32")
+
+
 def test_a_tensor_whose_memory_was_given_back(manager: HookManager) -> None:
     tensor = torch.ones(4)[1:]
     tensor.untyped_storage().resize_(0)

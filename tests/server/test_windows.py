@@ -220,6 +220,21 @@ def test_a_model_that_is_only_served_is_told_by_whole_forwards(
     assert watch.window.skipped == 1000 * whole - sum(told[1:])
 
 
+def test_an_evaluation_within_a_step_is_told_by_forwards_of_its_own(manager: HookManager) -> None:
+    loop = Loop(nn.Linear(2, 2))
+    clock = Clock()
+    watch = watched(manager, loop, clock, 1.0, kinds=("forward",))
+    loop.model(X)
+    assert len(drained(watch)) == 1
+    loop.model.eval()
+    for _ in range(20):
+        loop.model(X)
+    assert len(drained(watch)) <= 1
+    clock.now += 5
+    loop.model(X)
+    assert len(drained(watch)) == 1
+
+
 def test_a_rate_is_never_exceeded_for_long_however_irregular_the_steps() -> None:
     window, clock = rated(10.0)
     random = torch.Generator().manual_seed(0)

@@ -65,7 +65,7 @@ class Audience:
                 wanting.append(sink)
             elif window.covers(step, call, training):
                 rate = window.rate
-                admitted = rate is None or rate.admits(step, call, training, source)
+                admitted = rate is None or rate.admits(step, training, source)
                 (wanting if admitted else left_out).append(sink)
         return self._part(wanting), self._part(left_out)
 

@@ -33,12 +33,12 @@ class Rate:
         self._refilled = clock()
         self._round: tuple[int, bool] | None = None
         self._began = 0.0
-        self._first: tuple[int, int] | None = None
+        self._first: int | None = None
         self._by_forwards = False
         self._is_open = False
 
-    def admits(self, step: int, call: int, training: bool, source: int | None = None) -> bool:
-        """Whether the round to which a call belongs is told.
+    def admits(self, step: int, training: bool, source: int | None = None) -> bool:
+        """Whether the round to which a call belongs is told; ask once for each call.
 
         `source` identifies the module that is called; None where it is no call of a module.
         """
@@ -49,12 +49,10 @@ class Rate:
                 self._first = None
                 self._begin()
             if self._first is None:
-                self._first = None if source is None else (source, call)
-            elif source == self._first[0] and call != self._first[1]:
-                self._first = source, call
-                if self._by_forwards or self._lasts_too_long():
-                    self._by_forwards = True
-                    self._begin()
+                self._first = source
+            elif source == self._first and (self._by_forwards or self._lasts_too_long()):
+                self._by_forwards = True
+                self._begin()
             return self._is_open
 
     def count(self, admitted: bool, firings: int = 1) -> None:

@@ -57,6 +57,6 @@ class WatchWindow:
             return False
         if self.rate is None:
             return True
-        admitted = self.rate.admits(step, call, training)
+        admitted = self.rate.admits(step, training)
         self.rate.count(admitted)
         return admitted
