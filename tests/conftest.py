@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -40,3 +41,13 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    """What one test has compiled makes no watch of another run its steps eagerly, and say so."""
+    yield
+    utils = sys.modules.get("torch._dynamo.utils")
+    if utils is not None and utils.counters:
+        sys.modules["torch._dynamo"].reset()
+        utils.counters.clear()

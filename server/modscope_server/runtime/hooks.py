@@ -93,9 +93,9 @@ class HookManager:
         self._taps: dict[tuple[str, int], ModuleTap] = {}
         self._selections: dict[Hashable, Selection] = {}
         self.boundary_events = BoundaryEvents()
+        """What is told beside the hooks of modules; it needs to be connected to a loop."""
         self.step_ends = StepEnds()
         """What of devices is fetched at the ends of iterations."""
-        """What is told beside the hooks of modules; it needs to be connected to a loop."""
         self.insight = Insight()
         """What is known of the models beside; of more use where something follows the loop."""
 
