@@ -30,7 +30,7 @@ class Source(nn.Module):
     def __init__(self, modules: int, size: int) -> None:
         super().__init__()
         self.parts = nn.ModuleList(nn.Identity() for _ in range(modules))
-        self._tensors = [torch.full((size // 4,), float(index)) for index in range(modules)]
+        self._tensors = [torch.randn(size // 4) for _ in range(modules)]
 
     def forward(self) -> None:
         """Every module gets its tensor."""

@@ -26,6 +26,8 @@ __all__ = ["Empty", "array_of", "empties", "empty", "is_tensor_like", "received"
 
 _BLOCK_BYTES = 32 << 20
 _LARGE_BYTES = 4 << 20
+_LEAST_KEPT = 1 << 20
+"""Bytes below which malloc does as well."""
 _ALIGNMENT = 64
 
 Empty = tuple["Array", memoryview]
@@ -51,10 +53,16 @@ def numpy_dtype(name: str) -> numpy.dtype[Any] | None:
     return known if sys.byteorder == "little" else known.newbyteorder("<")
 
 
-def empty(dtype: str, shape: tuple[int, ...], nbytes: int) -> Empty:
-    """Memory for a tensor that is to arrive. A TensorData where numpy has no such dtype."""
+def empty(dtype: str, shape: tuple[int, ...], nbytes: int, memory: Memory | None = None) -> Empty:
+    """Memory for a tensor that is to arrive; a large one's is taken from `memory`.
+
+    A TensorData where numpy has no such dtype.
+    """
     import numpy
 
+    if memory is not None and nbytes >= _LEAST_KEPT:
+        (block,) = memory.take((nbytes,))
+        return _over(block, dtype, shape)
     return _over(numpy.empty(nbytes, numpy.uint8), dtype, shape)
 
 

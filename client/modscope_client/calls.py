@@ -47,7 +47,7 @@ class Calls:
         self.timeout = timeout
         """Seconds."""
         self.memory = Memory()
-        """Of the state_dicts that it has brought."""
+        """Of the large arrays that it has brought."""
         self.closed = False
         self._opened_in = os.getpid()
         self._channel = endpoint.open(watch=watch)
@@ -141,6 +141,7 @@ class Calls:
     def watch(self, rpc: Rpc[Q, R], request: Q) -> Stream[R]:
         """The responses to one request: the first in time, the others whenever they come."""
         self._check()
+        keep_message_blocks()
         with self._errors():
             stream = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
             started = stream(request, metadata=self.endpoint.metadata())

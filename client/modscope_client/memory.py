@@ -1,8 +1,8 @@
 """Memory for arrays that arrive in bulk, used again once they are gone.
 
 The system hands out fresh memory page by page as it is touched, which can take longer than the
-transfer that fills it. So a client that asks for a state_dict again and again keeps the memory of the
-last one, up to 1 GiB, for ten seconds, until the next or until it is closed.
+transfer that fills it. So a client that asks for a state_dict again and again, or watches whole tensors,
+keeps the memory of the last ones, up to 1 GiB, for ten seconds, until the next or until it is closed.
 """
 
 from __future__ import annotations
@@ -42,26 +42,29 @@ class Memory:
     """Blocks of bytes. A block is free once no array over it is left. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        # A deque, because blocks come back whenever the garbage collector likes, in any thread.
-        self._free: deque[Block] = deque()
+        # By size. Deques, because blocks come back whenever the garbage collector likes, in any thread.
+        self._kept: dict[int, deque[Block]] = {}
         self._keeps = True
         # Of this kind, because it may be put into even while the same thread is putting or taking.
         self._returned: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._tidied = False
 
+    @property
+    def free(self) -> int:
+        """Bytes that are kept and not in use."""
+        return sum(size * len(blocks) for size, blocks in list(self._kept.items()))
+
     def take(self, sizes: Iterable[int]) -> list[Block]:
-        """A block of each size, its bytes of any value. Free blocks of other sizes go back to the system."""
+        """A block of each size, its bytes of any value.
+
+        As much as the system has to give goes back to it first, where so much is free in other sizes.
+        """
         import numpy
 
         self._start_tidying()
-        free: dict[int, list[Block]] = {}
-        with contextlib.suppress(IndexError):
-            while True:
-                block = self._free.popleft()
-                free.setdefault(block.nbytes, []).append(block)
         wanted = list(sizes)
-        found = [free[size].pop() if free.get(size) else None for size in wanted]
-        free.clear()
+        found = [self._found(size) for size in wanted]
+        self._make_way(sum(size for size, block in zip(wanted, found, strict=True) if block is None))
         return [
             self._lend(numpy.empty(size, numpy.uint8) if block is None else block)
             for size, block in zip(wanted, found, strict=True)
@@ -70,8 +73,21 @@ class Memory:
     def close(self) -> None:
         """Give all free blocks to the system, and from now on each one that becomes free."""
         self._keeps = False
-        self._free.clear()
+        self._kept.clear()
         self._returned.put(False)
+
+    def _found(self, size: int) -> Block | None:
+        with contextlib.suppress(KeyError, IndexError):
+            return self._kept[size].pop()
+        return None
+
+    def _make_way(self, size: int) -> None:
+        """Let go of so many bytes, or of all there are."""
+        for kept, blocks in list(self._kept.items()):
+            with contextlib.suppress(IndexError):
+                while size > 0:
+                    blocks.pop()
+                    size -= kept
 
     def _start_tidying(self) -> None:
         """A thread that lets free blocks go when none has come back for a while; asleep until one does."""
@@ -79,7 +95,7 @@ class Memory:
             self._tidied = True
             weakref.finalize(self, self._returned.put, False).atexit = False
             thread = threading.Thread(
-                target=_tidy, args=(self._free, self._returned), name="modscope-memory", daemon=True
+                target=_tidy, args=(self._kept, self._returned), name="modscope-memory", daemon=True
             )
             thread.start()
 
@@ -92,15 +108,15 @@ class Memory:
         return loan
 
     def _return(self, block: Block) -> None:
-        if self._keeps and sum(kept.nbytes for kept in self._free) + block.nbytes <= _MOST_KEPT:
-            self._free.append(block)
+        if self._keeps and self.free + block.nbytes <= _MOST_KEPT:
+            self._kept.setdefault(block.nbytes, deque()).append(block)
             self._returned.put(True)
 
 
-def _tidy(free: deque[Block], returned: queue.SimpleQueue[bool]) -> None:
+def _tidy(kept: dict[int, deque[Block]], returned: queue.SimpleQueue[bool]) -> None:
     while returned.get():
         with contextlib.suppress(queue.Empty):
             while True:
                 if not returned.get(timeout=_KEEP_SECONDS):
                     return
-        free.clear()
+        kept.clear()

@@ -15,6 +15,7 @@ from modscope.v1 import hook_service_pb2
 from modscope.wire import Frame
 from modscope_client import convert
 from modscope_client.errors import Internal, InvalidArgument
+from modscope_client.memory import Memory
 from modscope_client.plain import plain
 from modscope_client.recording_file import RecordingReader, RecordingWriter
 from modscope_client.sinks import Metrics
@@ -118,7 +119,7 @@ class Recording(Watching):
             if first is None:
                 raise self._foreign("it holds no message")
             try:
-                self._progression = Progression.of(first)
+                self._progression = Progression.of(first, Memory())
             except Internal as error:
                 raise self._foreign(error.message) from None
             self.request = self._request()

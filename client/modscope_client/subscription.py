@@ -13,6 +13,7 @@ from modscope.wire import Frame
 from modscope_client.calls import Calls, Stream
 from modscope_client.convert import hook_info
 from modscope_client.errors import Internal, ModscopeError, ResourceExhausted, Unavailable
+from modscope_client.memory import Memory
 from modscope_client.rpcs import STOP_WATCH, WATCH
 from modscope_client.transfer import Events
 from modscope_client.types import Event, HookInfo, WatchCounters
@@ -36,9 +37,14 @@ def is_kept(request: hook_service_pb2.WatchRequest) -> bool:
 
 
 class Progression:
-    """What the messages of a watch make, as they come; the same for the sync and the async client."""
+    """What the messages of a watch make, as they come; the same for the sync and the async client.
 
-    def __init__(self, created: hook_service_pb2.WatchCreated) -> None:
+    Args:
+        created: the first of them.
+        memory: what the arrays of large tensors are made of.
+    """
+
+    def __init__(self, created: hook_service_pb2.WatchCreated, memory: Memory) -> None:
         self.watch_id = created.watch_id
         self.paths = tuple(created.paths)
         self.step = created.step
@@ -51,14 +57,14 @@ class Progression:
         self.ended: str | None = None
         """Why the watch has ended; None while it lasts."""
         self._asked_to_end = False
-        self._events = Events()
+        self._events = Events(memory)
 
     @classmethod
-    def of(cls, first: Frame[hook_service_pb2.WatchResponse]) -> Progression:
+    def of(cls, first: Frame[hook_service_pb2.WatchResponse], memory: Memory) -> Progression:
         """Begin with the first message. Raises Internal where it does not say that the watch is armed."""
         if not first.header.HasField("created"):
             raise Internal("the first message of a watch did not say that it is armed")
-        return cls(first.header.created)
+        return cls(first.header.created, memory)
 
     def take(self, message: Frame[hook_service_pb2.WatchResponse]) -> list[HookInfo]:
         """One message after the first. Gives the hooks of which it tells something new."""
@@ -201,7 +207,7 @@ class Subscription(Watching):
         self._own = Calls(self._calls.endpoint, self._calls.timeout, watch=True)
         try:
             self._stream = self._own.watch(WATCH, self.request)
-            self._progression = Progression.of(self._stream.first)
+            self._progression = Progression.of(self._stream.first, self._own.memory)
             self.tap(self._stream.first)
         except BaseException:
             self._own.close()

@@ -13,6 +13,7 @@ from modscope.v1 import hook_service_pb2, model_service_pb2, parameter_service_p
 from modscope.wire import Frame
 from modscope_client import arrays, convert
 from modscope_client.errors import Internal
+from modscope_client.memory import Memory
 
 if TYPE_CHECKING:
     from modscope_client.types import Array, Event
@@ -125,9 +126,14 @@ class Arrivals(Generic[H]):
 
 
 class Events:
-    """The events of a watch, each given out once the tensors that it carries are whole."""
+    """The events of a watch, each given out once the tensors that it carries are whole.
 
-    def __init__(self) -> None:
+    Args:
+        memory: what the arrays of large ones are made of.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         self._batch: list[Event] = []
         self._ends: list[int] = []
         self._targets: list[memoryview] = []
@@ -154,7 +160,7 @@ class Events:
                     made.append(None)
                     continue
                 dtype, shape, size = convert.spec(value.tensor)
-                array, target = arrays.empty(dtype, shape, size)
+                array, target = arrays.empty(dtype, shape, size, self._memory)
                 made.append(array)
                 self._targets.append(target)
                 self._fill.expect([size])

@@ -40,7 +40,9 @@ def fresh_varint(value: int) -> bytes:
         return bytes((value & 127 | 128, value >> 7))
     if 0 <= value < 1 << 21:
         return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14))
-    if 1 << 28 <= value < 1 << 35:
+    if 0 <= value < 1 << 28:
+        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21))
+    if 0 <= value < 1 << 35:
         middle = (value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21 & 127 | 128)
         return bytes((value & 127 | 128, *middle, value >> 28))
     value &= (1 << 64) - 1

@@ -58,8 +58,18 @@ def test_blocks_of_other_sizes_are_let_go() -> None:
     pool = Memory()
     blocks = pool.take([1000, 2000])
     del blocks
-    pool.take([3000])
-    assert len(pool._free) == 1, "the two of before are gone, the last one is kept"
+    blocks = pool.take([3000])
+    del blocks
+    assert pool.free == 3000, "the two of before are gone, the last one is kept"
+
+
+def test_and_no_more_of_them_than_is_needed() -> None:
+    pool = Memory()
+    blocks = pool.take([1000, 1000, 1000, 2000])
+    del blocks
+    blocks = pool.take([1500])
+    del blocks
+    assert pool.free == 5000 - 2000 + 1500, "one of 2000 has made way, or two of 1000"
 
 
 def test_no_more_is_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +77,7 @@ def test_no_more_is_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None
     pool = Memory()
     blocks = pool.take([1000, 1000, 1000])
     del blocks
-    assert sum(block.nbytes for block in pool._free) == 2000
+    assert pool.free == 2000
 
 
 def test_what_nobody_uses_goes_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +86,7 @@ def test_what_nobody_uses_goes_after_a_while(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(2):
         blocks = pool.take([1 << 20, 2 << 20])
         del blocks
-        until(lambda: not pool._free, "the blocks that came back are let go")
+        until(lambda: not pool.free, "the blocks that came back are let go")
     held = pool.take([1 << 20])
     assert len(held) == 1, "a pool that was tidied lends as before"
 
@@ -104,9 +114,9 @@ def test_a_closed_one_keeps_nothing() -> None:
     before, after = pool.take([1000, 2000])
     del before
     pool.close()
-    assert not pool._free
+    assert not pool.free
     del after
-    assert not pool._free
+    assert not pool.free
 
 
 def test_blocks_can_be_written_and_empty_ones_made() -> None:

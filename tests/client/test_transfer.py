@@ -14,6 +14,7 @@ from modscope.tensor import CHUNK_BYTES, TensorData
 from modscope.v1 import event_pb2, hook_service_pb2, model_service_pb2, parameter_service_pb2
 from modscope.wire import Frame
 from modscope_client.errors import Internal
+from modscope_client.memory import Memory
 from modscope_client.transfer import Arrivals, Events, Fill, forward_frames, header, tensor_frames
 
 Response = parameter_service_pb2.ReadTensorsResponse
@@ -119,7 +120,7 @@ def took(events: Events, message: hook_service_pb2.WatchResponse, data: bytes = 
 
 def test_events_are_given_when_their_tensors_are_whole() -> None:
     response = hook_service_pb2.WatchResponse
-    events = Events()
+    events = Events(Memory())
     assert took(events, response(events=[event(0), event(1, None)])) == [0, 1]
     assert took(events, response(events=[event(2), event(3, 2, None, 3), event(4, 0), event(5, 1)])) == [2]
     assert took(events, response(), b"aa") == []
@@ -131,6 +132,25 @@ def test_events_are_given_when_their_tensors_are_whole() -> None:
     assert took(events, response(events=[event(7, 2)]), b"e") == []
     with pytest.raises(Internal):
         took(events, response(events=[event(8)]))
+
+
+def test_large_arrays_are_made_of_memory_that_nobody_sees_any_more() -> None:
+    response = hook_service_pb2.WatchResponse
+    size = 1 << 20
+    events = Events(Memory())
+
+    def next_array(seq: int) -> Any:
+        (made,) = events.take(Frame(response(events=[event(seq, size)]), bytes([seq]) * size))
+        return made.values[0].array
+
+    first, second = next_array(1), next_array(2)
+    view, place = first[7:9], first.ctypes.data
+    del first
+    third = next_array(3)
+    assert third.ctypes.data != place and view.tolist() == [1, 1] and set(second.tobytes()) == {2}
+    del view
+    assert next_array(4).ctypes.data == place
+    assert set(third.tobytes()) == {3}
 
 
 def test_a_write_is_one_message_where_it_fits() -> None:

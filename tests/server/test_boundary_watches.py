@@ -212,7 +212,7 @@ def test_a_parameter_that_fails_is_switched_off_after_three_times_and_says_so(
     training = Training()
     with following(training.model) as loop:
         watch = loop.watch(glob="0", kinds=BOTH)
-        failing(loop, monkeypatch, name="captured.reduce")
+        failing(loop, monkeypatch, name="captured.reduced_later")
         training.iterate(5)
         events = drained(watch)
         assert len(caplog.records) == len(events) == 3 * 4

@@ -43,6 +43,18 @@ def alone(overflow: Overflow = "drop_oldest", **bounds: Any) -> tuple[Fan, Subsc
     return fan, subscribed(fan, queues, overflow, **bounds)
 
 
+def test_what_hooks_deal_out_is_packed_and_what_a_reader_fetches_is_not() -> None:
+    queues = Queues(1 << 30)
+    fan = Fan(queues, pack=lambda draft: b"%d" % draft.step)
+    queue = subscribed(fan, queues, events=1000)
+    reader = Reader(queue)
+    for number in range(130):
+        fan.publish(draft(number))
+    items = [item for run in reader.take(0).runs for _, item in run.numbered()]
+    assert items[:128] == [b"%d" % number for number in range(128)]
+    assert [item.step for item in items[128:] if isinstance(item, Draft)] == [128, 129]
+
+
 def test_events_come_in_order_with_sequence_numbers() -> None:
     fan, queue = alone()
     for number in range(5):

@@ -69,6 +69,17 @@ def test_memory_of_sizes_that_nobody_asks_for_gives_way() -> None:
     assert memory.clone(torch.ones(140 << 18)).sum() == 140 << 18
 
 
+def test_free_memory_adds_little_to_the_most_that_was_in_use() -> None:
+    memory = watched()
+    most = 100 << 20
+    for step in range(40):
+        # As in a full queue: of different sizes, and each goes as another one comes.
+        copies = [memory.clone(torch.empty(((step * 7 + part * 5) % 16 + 1) << 18)) for part in range(4)]
+        assert sum(copy.nbytes for copy in copies) <= most
+        held = sum(copy.nbytes for copy in copies)
+        assert held + memory.free <= 4 * (16 << 20) + (32 << 20)
+
+
 def test_memory_is_kept_for_a_while_after_the_last_watch_and_then_no_more() -> None:
     memory = CopyMemory(keep=0.01)
     source = torch.randn(LARGE)

@@ -15,7 +15,7 @@ from modscope_server.inspection.records import HistogramRecord
 from modscope_server.inspection.statistics import Reduction, reduce
 from modscope_server.runtime.drafts import Draft, DraftValue
 from modscope_server.runtime.runs import Block, Run
-from modscope_server.services.event_bytes import common_part, entries
+from modscope_server.services.event_bytes import common_part, entries, pack
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 COUNT = st.integers(0, (1 << 53) - 1)
@@ -174,3 +174,22 @@ def test_an_event_is_encoded_once_for_all_subscribers() -> None:
     assert [(event.seq, event.dropped) for event in (first, second, third)] == [(5, 0), (700, 2), (9, 0)]
     first.seq = second.seq = third.seq = second.dropped = 0
     assert first == second == third
+
+
+def test_what_is_on_the_host_is_packed_and_sent_as_what_is_not() -> None:
+    stats = (DraftValue("output", "", (3,), "float32", reduce(torch.arange(3.0))),)
+    note = (DraftValue("output", "", note="forward raised ValueError"),)
+    block = Block([plain(3, stats), plain(4, note)])
+    packed = Block([pack(draft) for draft in block.drafts])  # type: ignore[arg-type]  # none is packed yet
+    assert all(isinstance(item, bytes) for item in packed.drafts)
+    assert all_sent(Run(126, packed, 0, 2), 5) == all_sent(Run(126, block, 0, 2), 5)
+
+
+def test_what_is_on_a_device_or_holds_a_tensor_is_left_as_it_is() -> None:
+    on_device = reduce(torch.ones(3))._replace(parts=torch.zeros(1, 10))
+    for value in (
+        DraftValue("output", "", (3,), "float32", on_device),
+        DraftValue("output", "", (3,), "float32", copy=torch.ones(3)),
+    ):
+        draft = plain(1, (value,))
+        assert pack(draft) is draft

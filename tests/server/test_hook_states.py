@@ -323,7 +323,7 @@ def test_faults_of_modscopes_own(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("ours")
 
     model = nn.Sequential(nn.Linear(3, 3))
-    monkeypatch.setattr("modscope_server.runtime.captured.reduce", broken)
+    monkeypatch.setattr("modscope_server.runtime.captured.reduced_later", broken)
     with rig(model) as here:
         watch = here.watch(glob="0")
         for _ in range(4):

@@ -59,7 +59,7 @@ def test_a_fault_of_ours_disables_itself_and_training_goes_on(
         raise RuntimeError("ours")
 
     model = nn.Linear(2, 2)
-    monkeypatch.setattr("modscope_server.runtime.captured.reduce", broken)
+    monkeypatch.setattr("modscope_server.runtime.captured.reduced_later", broken)
     armed(manager, model)
     for _ in range(5):
         model(torch.ones(1, 2))

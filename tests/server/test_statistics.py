@@ -18,6 +18,7 @@ from modscope_server.inspection import statistics as module
 from modscope_server.inspection.device_reduction import masked
 from modscope_server.inspection.records import StatsRecord
 from modscope_server.inspection.statistics import Reduction, reduce, statistics
+from modscope_server.runtime.captured import Form, plain_value_in
 from tests.models import unreadable
 
 FLOATS = (
@@ -35,7 +36,20 @@ def on_device_path(t: torch.Tensor) -> StatsRecord:
     return Reduction(t.numel(), t.is_complex(), torch.stack(rows)).resolve()
 
 
-PATHS: dict[str, Callable[[torch.Tensor], StatsRecord]] = {"cpu": statistics, "device": on_device_path}
+def as_a_hook_does(t: torch.Tensor) -> StatsRecord:
+    """What a hook tells of it, beside others of the same size."""
+    form = Form("stats")
+    values = [plain_value_in(form, "output", "", one) for one in (torch.ones_like(t), t, torch.zeros_like(t))]
+    reduction = values[1].reduction
+    assert reduction is not None
+    return reduction.resolve()
+
+
+PATHS: dict[str, Callable[[torch.Tensor], StatsRecord]] = {
+    "cpu": statistics,
+    "device": on_device_path,
+    "hook": as_a_hook_does,
+}
 
 
 def oracle(t: torch.Tensor) -> StatsRecord:

@@ -52,7 +52,7 @@ class Calls:
         self.timeout = timeout
         """Seconds."""
         self.memory = Memory()
-        """Of the state_dicts that it has brought."""
+        """Of the large arrays that it has brought."""
         self.closed = False
         self._watch = watch
         self._opened_in = os.getpid()
@@ -118,6 +118,7 @@ class Calls:
 
     async def watch(self, rpc: Rpc[Q, R], request: Q) -> Stream[R]:
         """The responses to one request: the first in time, the others whenever they come."""
+        keep_message_blocks()
         stream = self._channel().unary_stream(rpc.path, rpc.encode, rpc.decode)
         started = stream(request, metadata=self.endpoint.metadata())
         watchdog = Watchdog(started.cancel, self.timeout)

@@ -44,7 +44,7 @@ class Subscription(Watching):
         self._own = Calls(self._calls.endpoint, self._calls.timeout, watch=True)
         try:
             self._stream = await self._own.watch(WATCH, self.request)
-            self._progression = Progression.of(self._stream.first)
+            self._progression = Progression.of(self._stream.first, self._own.memory)
         except BaseException:
             await self._own.close()
             raise

@@ -11,16 +11,31 @@ import torch
 
 from modscope_server.inspection.partial_sums import Part
 
-__all__ = ["CHUNK", "finite_elements", "host_parts", "plain_parts", "plain_values", "safe_scale"]
+__all__ = [
+    "CHUNK",
+    "FEW",
+    "SMALL",
+    "finite_elements",
+    "host_parts",
+    "parts_of_rows",
+    "plain_parts",
+    "plain_values",
+    "safe_scale",
+]
 
 CHUNK = 1 << 20
 """Elements reduced at a time; bounds the temporaries."""
-_SMALL = 1 << 13
+FEW = 1 << 11
+"""Up to so many elements, the calls that reduce them cost more than their work."""
+SMALL = 1 << 13
 """Up to so many elements, converting to float64 costs no more than float32 with its checks."""
 _ROW = 1 << 10
 """float32 is summed within rows of this length, and rows in float64."""
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _AS_THEY_ARE = frozenset((torch.float32, torch.float64))
+_EACH = numpy.ones(SMALL)
+_DOUBLE = _EACH.dtype
+_LEAST, _LARGEST, _COUNT = numpy.minimum.reduce, numpy.maximum.reduce, numpy.count_nonzero
 _ONES = {4: numpy.ones((_ROW, 1), "float32"), 8: numpy.ones((_ROW, 1), "float64")}
 _SAFE = {4: (1e-10, 1e17), 8: (1e-140, 1e140)}
 """Item size -> range of the largest magnitude in which the squares of a row neither overflow nor vanish."""
@@ -45,7 +60,43 @@ def plain_values(t: torch.Tensor) -> Any:
 
 def plain_parts(values: Any) -> tuple[Part, ...]:
     """Reduce one dimension of float32 or float64, of no more elements than a chunk."""
-    return (_part(values, alone=True),)
+    small = _small(values) if len(values) <= SMALL and values.itemsize == 4 else None
+    return (small or _part(values, alone=True),)
+
+
+def parts_of_rows(rows: Any) -> list[Part]:
+    """Reduce each row of a matrix of float32, of at most FEW columns: all rows at once, in float64.
+
+    It takes the calls of one reduction for all of them; only rows with something special get their own.
+    """
+    # What warns of nan and of overflow are the rows that get their own.
+    with numpy.errstate(all="ignore"):
+        return _parts_of_rows(rows)
+
+
+def _parts_of_rows(rows: Any) -> list[Part]:
+    count = rows.shape[1]
+    low, high = numpy.minimum.reduce(rows, axis=1), numpy.maximum.reduce(rows, axis=1)
+    is_zero = rows == 0
+    zeros = [0] * len(rows)
+    if numpy.count_nonzero(is_zero):
+        zeros = [int(numpy.count_nonzero(row)) for row in is_zero]
+    wide = rows.astype(numpy.float64)
+    total = wide.dot(numpy.ones(count))
+    squares = numpy.matmul(wide[:, None, :], wide[:, :, None]).reshape(-1)
+    mean = total / count
+    spread = squares - total * mean
+    # Not where an element is nan or infinite, all are alike, or the mean is large.
+    is_plain = (low < high) & (spread >= _OFF_CENTRE * total * mean) & numpy.isfinite(squares)
+    columns = (mean, numpy.sqrt(numpy.abs(spread)), numpy.sqrt(squares), low, high, is_plain)
+    return [
+        tuple.__new__(Part, (count, mean, 0.0, dev, norm, low, high, zero, 0, 0))
+        if plain
+        else _part(row, alone=True)
+        for row, zero, mean, dev, norm, low, high, plain in zip(
+            rows, zeros, *(column.tolist() for column in columns), strict=True
+        )
+    ]
 
 
 def host_parts(flat: torch.Tensor, working: Working) -> tuple[Part, ...]:
@@ -70,6 +121,30 @@ def safe_scale(largest: float, itemsize: int) -> float:
     if smallest_safe < largest < largest_safe:
         return 1.0
     return float(2.0 ** max(-1000, min(1000, math.frexp(largest)[1])))
+
+
+def _small(values: Any) -> Part | None:
+    """Reduce some thousand elements of float32; None where some are not finite, or all are alike.
+
+    What small models give to hooks most of the time, so it is one function: between a training loop's own
+    operations each call costs several times what it does in a loop of its own.
+    """
+    count = len(values)
+    low, high = float(_LEAST(values)), float(_LARGEST(values))
+    if not -math.inf < low < high < math.inf:
+        return None
+    zeros = int(_COUNT(values == 0)) if low <= 0 <= high else 0
+    wide, ones = values.astype(_DOUBLE), _EACH[:count]
+    total, squares = float(wide.dot(ones)), float(wide.dot(wide))
+    mean = total / count
+    spread = squares - total * mean
+    if spread < _OFF_CENTRE * total * mean:
+        wide -= mean
+        shift = float(wide.dot(ones))
+        spread = float(wide.dot(wide)) - shift * shift / count
+        mean += shift / count
+    dev = math.sqrt(spread) if spread > 0 else 0.0
+    return tuple.__new__(Part, (count, mean, 0.0, dev, math.sqrt(squares), low, high, zeros, 0, 0))
 
 
 def _part(values: Any, *, alone: bool) -> Part:
@@ -98,7 +173,7 @@ def _part(values: Any, *, alone: bool) -> Part:
 def _moments(values: Any, alone: bool) -> tuple[float, float, float]:
     """Mean, root of the summed squared distances from it, and norm of a chunk of safe magnitudes."""
     count = len(values)
-    if count <= _SMALL:
+    if count <= SMALL:
         values = values.astype(numpy.float64, copy=False)
     total, squares = _sums(values)
     is_single = values.itemsize == 4
@@ -121,7 +196,7 @@ def _sums(values: Any) -> tuple[float, float]:
     As products of rows, each of which is one call of BLAS that is too short for its threads.
     """
     count = len(values)
-    if count <= _SMALL:
+    if count <= SMALL:
         return float(numpy.add.reduce(values)), float(numpy.dot(values, values))
     whole = count // _ROW * _ROW
     rows = values[:whole].reshape(-1, 1, _ROW)

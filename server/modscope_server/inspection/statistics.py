@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -16,11 +17,19 @@ from modscope_server.inspection.records import HistogramRecord, SampleRecord, St
 from modscope_server.inspection.sampling import sample_record, stride_for
 from modscope_server.inspection.tensors import dtype_name, unreadable_reason
 
-__all__ = ["Reduction", "pool", "reduce", "statistics"]
+__all__ = ["Later", "Reduction", "pool", "reduce", "statistics"]
 
 _DEVICE_CHUNK = 1 << 24
 """Elements reduced at a time; bounds the temporaries."""
 _EXACT = frozenset((torch.float32, torch.float64))
+
+
+class Later(ABC):
+    """What stands for the part of a small tensor on the CPU until somebody asks for it."""
+
+    @abstractmethod
+    def part(self) -> Part:
+        """What its one chunk contributes; this computes, and waits for nothing."""
 
 
 class Numbers(Protocol):
@@ -40,17 +49,24 @@ class Reduction(NamedTuple):
     elements: int
     """How many were looked at."""
     is_complex: bool
-    parts: tuple[Part, ...] | Numbers
+    parts: tuple[Part, ...] | Later | Numbers
     """One row of ten numbers for each chunk; a tensor of shape (chunks, 10) away from the CPU."""
     buckets: HistogramRecord | Numbers | None = None
     """The histogram, where it was asked for and there is one; away from the CPU as `counted` gives it."""
     population: int | None = None
     """Elements of the tensor, where only a sample of them was looked at."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all of it is known on the host, or takes no waiting to be."""
+        return isinstance(self.parts, tuple | Later)
+
     def resolve(self) -> StatsRecord:
         """The statistics; away from the CPU this waits for the device."""
         parts = self.parts
         # Most tensors are one chunk on the CPU; this is asked once for each value of each event.
+        if isinstance(parts, Later):
+            return record(self.elements, self.is_complex, parts.part())
         if isinstance(parts, tuple) and len(parts) == 1:
             return record(self.elements, self.is_complex, parts[0])
         return record(self.elements, self.is_complex, self._whole())
@@ -81,6 +97,8 @@ class Reduction(NamedTuple):
         """The parts, in host memory."""
         if isinstance(self.parts, tuple):
             return self.parts
+        if isinstance(self.parts, Later):
+            return (self.parts.part(),)
         return tuple(Part(*row) for row in self.parts.tolist())
 
 
@@ -99,7 +117,7 @@ def reduce(t: torch.Tensor, *, histogram: bool = False, sample: int = 0) -> Redu
     if values is not None and 0 < len(values) <= CHUNK and not 0 < sample < len(values):
         parts = plain_parts(values)
         buckets = host_histogram((values,), joined(parts), values.itemsize) if histogram else None
-        return Reduction(len(values), False, parts, buckets)
+        return tuple.__new__(Reduction, (len(values), False, parts, buckets, None))
     reason = unreadable_reason(t)
     if reason:
         raise NotMaterialized(

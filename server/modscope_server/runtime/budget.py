@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from modscope_server.runtime.drafts import Draft
+from modscope_server.runtime.drafts import Item
 
 __all__ = ["Budget", "copies"]
 
@@ -29,7 +29,7 @@ class Budget:
         """Whether something has to give way."""
         return self.total > self.limit
 
-    def hold(self, drafts: Iterable[Draft]) -> None:
+    def hold(self, drafts: Iterable[Item]) -> None:
         """A queue takes drafts."""
         for copy in copies(drafts):
             holders = self._holders.get(id(copy), 0)
@@ -37,7 +37,7 @@ class Budget:
             if not holders:
                 self.total += copy.nbytes
 
-    def release(self, drafts: Iterable[Draft]) -> None:
+    def release(self, drafts: Iterable[Item]) -> None:
         """A queue that held them lets them go."""
         for copy in copies(drafts):
             holders = self._holders.pop(id(copy)) - 1
@@ -47,9 +47,9 @@ class Budget:
                 self.total -= copy.nbytes
 
 
-def copies(drafts: Iterable[Draft]) -> Iterator[torch.Tensor]:
+def copies(drafts: Iterable[Item]) -> Iterator[torch.Tensor]:
     """The tensors that drafts hold on to."""
     for draft in drafts:
-        for value in draft.values:
+        for value in () if isinstance(draft, bytes) else draft.values:
             if value.copy is not None:
                 yield value.copy

@@ -3,13 +3,17 @@
 A hook publishes a draft to a fan, which only appends it. Whoever has time deals the drafts out to the
 subscribers' queues: a reader that wakes, or the hook itself once some have gathered or somebody waits for
 the first. What does not fit is dropped and counted, and sequence numbers show the gaps.
+
+A hook that deals them out packs them, too: under Python's lock another thread would stop training for that,
+and longer, since it would have to fetch all that the hooks have made from their processor's caches.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
-from modscope_server.runtime.drafts import Draft, DraftValue, HookEvent, HookValue
+from modscope_server.runtime.drafts import Draft, DraftValue, HookEvent, HookValue, Item
 from modscope_server.runtime.queues import Queues
 from modscope_server.runtime.runs import blocks_of
 from modscope_server.runtime.subscription import Batch, Counters, Overflow, Reader, Subscription
@@ -22,6 +26,7 @@ __all__ = [
     "Fan",
     "HookEvent",
     "HookValue",
+    "Item",
     "Overflow",
     "Queues",
     "Reader",
@@ -40,11 +45,15 @@ class Fan:
     Args:
         queues: what they share with all others.
         at_once: whether each draft is dealt out as it comes, since it holds tensors.
+        pack: gives what subscribers are sent of a draft, or the draft itself where that would have to wait.
     """
 
-    def __init__(self, queues: Queues, *, at_once: bool = False) -> None:
+    def __init__(
+        self, queues: Queues, *, at_once: bool = False, pack: Callable[[Draft], Item] | None = None
+    ) -> None:
         self._queues = queues
         self._at_once = at_once
+        self._pack = pack
         self._recent: deque[Draft] = deque()
         self._enough: float = 1
         self._subscriptions: tuple[Subscription, ...] = ()
@@ -77,17 +86,18 @@ class Fan:
         self._recent.append(draft)
         if len(self._recent) >= self._enough:
             with self._queues.mutex:
-                self.spread()
+                self.spread(self._pack)
             self._tell()
 
-    def spread(self) -> None:
-        """Deal out what has gathered; under the lock."""
+    def spread(self, pack: Callable[[Draft], Item] | None = None) -> None:
+        """Deal out what has gathered, packed where that is asked for; under the lock."""
         recent = self._recent
         if not recent:
             return
         self._sure = 0
         # Other threads may append meanwhile, and take nothing out.
-        blocks = blocks_of([recent.popleft() for _ in range(len(recent))])
+        drafts: list[Draft] = [recent.popleft() for _ in range(len(recent))]
+        blocks = blocks_of(drafts if pack is None else map(pack, drafts))
         for subscription in self._subscriptions:
             subscription.accept(blocks)
         self._queues.settle()

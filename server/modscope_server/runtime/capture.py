@@ -149,12 +149,27 @@ class ModuleTap:
             return None
         return (args, kwargs) if len(rest) == 2 else args
 
+    def tell(self, module: nn.Module, output: Any) -> bool:
+        """What `after` does, for most watches and most modules: one value, and nothing before or after it.
+
+        It has a way of its own because it runs between a training loop's own operations, when nothing of
+        ours is in the processor's caches: there each call of a function costs much. Gives whether it was so.
+        """
+        listeners = self._audience.simple
+        if listeners is None or type(output) is not torch.Tensor:
+            return False
+        step, index, recompute, _ = self._number(module)
+        self.fired["forward"] += 1
+        self.last_step["forward"] = step
+        value = plain_value_in(listeners.only, "output", "", output)  # type: ignore[arg-type]
+        whose = self.model, self.path, self.raw_path, self.type
+        draft = tuple.__new__(Draft, (step, *whose, "forward", index, recompute, time.time(), (value,)))
+        for sink in listeners.sinks:
+            sink.publish(draft)
+        return True
+
     def after(self, module: nn.Module, output: Any, frame: FrameType) -> None:
         """The module has given `output`."""
-        simple = self._audience.simple
-        if simple is not None and type(output) is torch.Tensor:
-            self._tell(module, output, simple)
-            return
         call = self._open.end((id(frame),)) if self._has_pre else None
         if call is None:
             call = self._begin(module)
@@ -182,21 +197,6 @@ class ModuleTap:
             self._send("forward", call, listeners, [captured("output", "", None, listeners.forms, note)])
         if call.left_out is not NOBODY:
             call.left_out.leave_out("forward")
-
-    def _tell(self, module: nn.Module, output: torch.Tensor, listeners: Listeners) -> None:
-        """What the rest does, for most watches and most modules: one value, and nothing before or after it.
-
-        It has a way of its own because it runs between a training loop's own operations, when nothing of
-        ours is in the processor's caches: there each call of a function costs much.
-        """
-        step, index, recompute, _ = self._number(module)
-        self.fired["forward"] += 1
-        self.last_step["forward"] = step
-        value = plain_value_in(listeners.only, "output", "", output)  # type: ignore[arg-type]
-        whose = self.model, self.path, self.raw_path, self.type
-        draft = Draft(step, *whose, "forward", index, recompute, time.time(), (value,))
-        for sink in listeners.sinks:
-            sink.publish(draft)
 
     def _begin(self, module: nn.Module) -> Call:
         """Number a call within its step, and learn who wants it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import mmap
 import threading
 import weakref
 from collections import deque
@@ -23,6 +24,8 @@ _Block: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.uint8]]"
 _LEAST = 1 << 20
 """Bytes below which malloc does as well."""
 _MOST_FREE = 256 << 20
+_SPARE = 16 << 20
+"""Free bytes of other sizes that stay where a size is asked for of which none is free."""
 _KEEP_SECONDS = 10.0
 _LARGER_THAN_MESSAGES = 8 << 20
 
@@ -31,6 +34,7 @@ class CopyMemory:
     """Blocks of bytes. A block is free once no tensor or view over it is left.
 
     Free blocks are kept while anybody watches, and for a while after that: the next watch may come at once.
+    They add little to the most that was in use at once: where none of them fits, others give way first.
     Safe to use from several threads.
 
     Args:
@@ -82,10 +86,19 @@ class CopyMemory:
     def _taken(self, size: int) -> _Block:
         with contextlib.suppress(KeyError, IndexError):
             return self._free[size].pop()
-        if self.free + size > _MOST_FREE:
-            # Of other sizes, which are asked for no more.
-            self._free.clear()
-        return numpy.empty(size, numpy.uint8)
+        self._make_way(size)
+        return _fresh(size)
+
+    def _make_way(self, size: int) -> None:
+        """Give as much back to the system as is taken from it next, the sizes first of which most is free."""
+        left = min(size, self.free - _SPARE)
+        while left > 0:
+            with contextlib.suppress(KeyError, IndexError, ValueError):
+                fullest = max(list(self._free), key=lambda each: each * len(self._free[each]))
+                self._free[fullest].pop()
+                left -= fullest
+                continue
+            return
 
     def _give(self, block: _Block) -> None:
         is_expected = self._watches or self._timer is not None
@@ -97,6 +110,15 @@ class CopyMemory:
             if not self._watches:
                 self._timer = None
                 self._free.clear()
+
+
+def _fresh(size: int) -> _Block:
+    """Memory from the system, to which it goes back as a whole: malloc's would be torn into other sizes."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return numpy.frombuffer(memory, numpy.uint8)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -11,7 +11,7 @@ from modscope_server.inspection.records import HistogramRecord, SampleRecord, St
 from modscope_server.inspection.statistics import Reduction
 from modscope_server.inspection.tensors import plain_data
 
-__all__ = ["Draft", "DraftValue", "HookEvent", "HookValue", "event_of", "figures_of"]
+__all__ = ["Draft", "DraftValue", "HookEvent", "HookValue", "Item", "event_of", "figures_of"]
 
 
 class DraftValue(NamedTuple):
@@ -45,6 +45,10 @@ class Draft(_Fields):
 
     encoded: bytes | None = None
     """What all of them are sent, once the first of them has encoded it."""
+
+
+Item: TypeAlias = Draft | bytes
+"""What waits in queues: a draft, or what all subscribers are sent of it."""
 
 
 class HookValue(NamedTuple):

@@ -15,7 +15,7 @@ from modscope_server.errors import BadRequest, LimitExceeded, UnknownWatch
 from modscope_server.inspection.selection import some_modules
 from modscope_server.inspection.structure import Located
 from modscope_server.runtime.boundary_events import BoundaryEvents
-from modscope_server.runtime.bus import Counters, Draft, Queues, Subscription
+from modscope_server.runtime.bus import Counters, Draft, Item, Queues, Subscription
 from modscope_server.runtime.capture import KINDS, ModuleTap
 from modscope_server.runtime.copy_memory import COPY_MEMORY
 from modscope_server.runtime.cuda_copies import StepEnds
@@ -92,6 +92,8 @@ class HookManager:
         self._watches: dict[str, Watch] = {}
         self._taps: dict[tuple[str, int], ModuleTap] = {}
         self._selections: dict[Hashable, Selection] = {}
+        self.pack: Callable[[Draft], Item] | None = None
+        """Packs what subscribers are sent; None where all of them are of this process."""
         self.boundary_events = BoundaryEvents()
         """What is told beside the hooks of modules; it needs to be connected to a loop."""
         self.step_ends = StepEnds()
@@ -129,7 +131,7 @@ class HookManager:
             )
             subscription.on_overflow = partial(self.stop, subscription.id)
             shared = None if take is not None else shared_by(spec, [located.module for located in hooked])
-            selection = self._selections.get(shared) or Selection(spec, self._queues, take)
+            selection = self._selections.get(shared) or Selection(spec, self._queues, take, self.pack)
             kind = Watch if take is None else _Observer
             watch = kind(spec, subscription, registered, self.insight, selection)
             subscription.step = registered.step_count()

@@ -29,6 +29,7 @@ class Tap(Protocol):
     module: weakref.ref[nn.Module]
 
     def before(self, module: nn.Module, rest: tuple[Any, ...], frame: FrameType) -> Any: ...
+    def tell(self, module: nn.Module, output: Any) -> bool: ...
     def after(self, module: nn.Module, output: Any, frame: FrameType) -> None: ...
     def raised_in(
         self, module: nn.Module, output: Any, error: BaseException | None, frames: Collection[int]
@@ -80,7 +81,10 @@ class AfterCall(_Hook):
             return
         raised: Collection[int] = ()
         try:
-            caller, error = sys._getframe(1), sys.exc_info()[1]
+            error = sys.exc_info()[1]
+            if error is None and tap.tell(module, output):
+                return
+            caller = sys._getframe(1)
             if error is not None:
                 raised = frames_of_raise(error, caller)
             if raised:

@@ -9,11 +9,11 @@ from modscope_server.runtime.budget import Budget
 
 __all__ = ["Member", "Queues"]
 
-_LINGER = 0.02
+_LINGER = 0.05
 """Seconds for which a busy stream gathers a batch, where it is the only one."""
-_WAKES = 200
+_WAKES = 100
 """How often busy streams wake in a second, all together."""
-_LONGEST_LINGER = 0.3
+_LONGEST_LINGER = 1.0
 
 
 class Member(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from modscope_server.runtime.drafts import Draft
+from modscope_server.runtime.drafts import Item
 
 __all__ = ["Block", "Run", "blocks_of"]
 
@@ -19,20 +19,23 @@ class Block:
         size: bytes of tensors.
     """
 
-    __slots__ = ("drafts", "frames", "size")
+    __slots__ = ("bodies", "drafts", "size")
 
-    def __init__(self, drafts: Sequence[Draft], size: int = 0) -> None:
+    def __init__(self, drafts: Sequence[Item], size: int = 0) -> None:
         self.drafts = drafts
         self.size = size
-        self.frames: dict[int, list[bytes]] = {}
+        self.bodies: list[bytes] | None = None
         """What all of these subscribers are sent, once the first of them has encoded it."""
 
 
-def blocks_of(drafts: Iterable[Draft]) -> list[Block]:
+def blocks_of(drafts: Iterable[Item]) -> list[Block]:
     """Drafts in as few blocks as can be."""
     blocks: list[Block] = []
-    plain: list[Draft] = []
+    plain: list[Item] = []
     for draft in drafts:
+        if isinstance(draft, bytes):
+            plain.append(draft)
+            continue
         size = 0
         for value in draft.values:
             if value.copy is not None:
@@ -74,6 +77,6 @@ class Run(NamedTuple):
         middle = start + length
         return Run(first, block, start, middle), Run(first + length, block, middle, stop)
 
-    def numbered(self) -> Iterator[tuple[int, Draft]]:
+    def numbered(self) -> Iterator[tuple[int, Item]]:
         """Each draft with its sequence number."""
         return enumerate(self.block.drafts[self.start : self.stop], self.first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
-from modscope_server.runtime.bus import Draft, Fan, Queues
+from modscope_server.runtime.bus import Draft, Fan, Item, Queues
 from modscope_server.runtime.captured import Form
 from modscope_server.runtime.watch_spec import BOUNDARY_KINDS, WatchSpec
 from modscope_server.runtime.windows import WatchWindow
@@ -19,13 +19,20 @@ class Selection:
     Args:
         queues: of the subscriptions that it is for.
         take: gets each draft on the thread of the hook, instead of subscriptions.
+        pack: as a fan has it.
     """
 
-    def __init__(self, spec: WatchSpec, queues: Queues, take: Callable[[Draft], None] | None = None) -> None:
+    def __init__(
+        self,
+        spec: WatchSpec,
+        queues: Queues,
+        take: Callable[[Draft], None] | None = None,
+        pack: Callable[[Draft], Item] | None = None,
+    ) -> None:
         self.kinds = frozenset(spec.kinds)
         self.form = Form(spec.payload, spec.sample, spec.index, spec.dtype)
         self.window = WatchWindow(spec)
-        self.fan = Fan(queues, at_once=spec.payload == "tensor")
+        self.fan = Fan(queues, at_once=spec.payload == "tensor", pack=pack)
         self.publish: Callable[[Draft], None] = take or self.fan.publish
 
 

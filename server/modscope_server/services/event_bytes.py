@@ -1,27 +1,26 @@
 """Drafts -> the wire bytes of an Event, joined by hand.
 
 Everything but `seq` and `dropped`, which stand at its end, is the same for all subscribers of a form: it is
-encoded once, on the thread of whoever needs it first, and kept with the draft. What stays the same from step
-to step is encoded once for each module. tests/server/test_event_bytes.py holds these bytes against the
-generated class.
+encoded once, by the hook that deals it out or on the thread of whoever needs it first. What stays the same
+from step to step is encoded once for each module. tests/server/test_event_bytes.py holds these bytes against
+the generated class.
 """
 
 from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from itertools import chain
 
 from modscope import wire
 from modscope.fields import doubles, fresh_varint, integer, integers, message, real, tag, text, varint
 from modscope.v1 import event_pb2
 from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
 from modscope_server.inspection.tensors import dtype_name, nbytes
-from modscope_server.runtime.drafts import Draft, DraftValue, figures_of
+from modscope_server.runtime.drafts import Draft, DraftValue, Item, figures_of
 from modscope_server.runtime.runs import Run
 from modscope_server.services.convert import HOOK_KINDS
 
-__all__ = ["common_part", "entries"]
+__all__ = ["common_part", "entries", "pack"]
 
 _ROLES: dict[str, event_pb2.Role.ValueType] = {
     "input": event_pb2.ROLE_INPUT,
@@ -37,6 +36,7 @@ _ROLES: dict[str, event_pb2.Role.ValueType] = {
 _EVENTS = tag(2, 2)
 # Event
 _SEQ, _STEP, _TIME, _VALUES = tag(1, 0), tag(2, 0), tag(8, 2), tag(9, 2)
+_LOWEST = tuple(_SEQ + bytes((low | 128,)) for low in range(128))
 # Timestamp
 _NANOS = tag(2, 0)
 # ValueInfo
@@ -48,30 +48,42 @@ _MOMENTS = struct.Struct("<BdBdBdBdBd")
 def entries(run: Run, dropped: int) -> bytes:
     """The events of a run as they stand in a WatchResponse."""
     first, block, start, stop = run
-    numbers = [varint(number) for number in range(first, run.end)]
-    if dropped:
-        lost = integer(10, dropped)
-        numbers = [number + lost for number in numbers]
-    width = len(numbers[0])
-    if len(numbers[-1]) != width:
-        # The numbers grow longer within the run.
-        frames = [
-            _frame(draft, len(number))
-            for draft, number in zip(block.drafts[start:stop], numbers, strict=True)
-        ]
-    else:
-        frames = block.frames.get(width) or [_frame(draft, width) for draft in block.drafts]
-        block.frames[width] = frames
-        frames = frames[start:stop]
-    return b"".join(chain.from_iterable(zip(frames, numbers, strict=True)))
+    bodies = block.bodies
+    if bodies is None:
+        bodies = block.bodies = [_body(draft) for draft in block.drafts]
+    lost = integer(10, dropped)
+    parts: list[bytes] = []
+    for number, body in enumerate(bodies[start:stop], first):
+        end = _number(number) + lost
+        parts += (_opening(len(body) + len(end)), body, end)
+    return b"".join(parts)
 
 
-def _frame(draft: Draft, width: int) -> bytes:
-    """An event up to its number, behind which `width` bytes follow in all."""
-    body = draft.encoded
-    if body is None:
-        body = draft.encoded = common_part(draft)
-    return b"".join((_EVENTS, varint(len(body) + len(_SEQ) + width), body, _SEQ))
+def _body(draft: Item) -> bytes:
+    """An event up to its number."""
+    if isinstance(draft, bytes):
+        return draft
+    body = draft.encoded = draft.encoded or common_part(draft)
+    return body
+
+
+@lru_cache(maxsize=1 << 12)
+def _opening(size: int) -> bytes:
+    return _EVENTS + varint(size)
+
+
+def _number(number: int) -> bytes:
+    """A sequence number with its tag: all but its lowest bits are those of many others."""
+    return _SEQ + varint(number) if number < 128 else _LOWEST[number & 127] + varint(number >> 7)
+
+
+def pack(draft: Draft) -> Item:
+    """The common part of a draft whose values are numbers in host memory; else the draft as it is."""
+    for value in draft.values:
+        reduction = value.reduction
+        if value.copy is not None or (reduction is not None and not reduction.is_here):
+            return draft
+    return draft.encoded or common_part(draft)
 
 
 def common_part(draft: Draft) -> bytes:
@@ -99,10 +111,17 @@ def _module(model: str, path: str, raw_path: str, type: str, hook: str) -> bytes
 def _moment(time: float) -> bytes:
     seconds = int(time)
     nanos = int((time - seconds) * 1e9)
-    part = integer(1, seconds)
-    if nanos:
-        part = b"".join((part, _NANOS, fresh_varint(nanos)))
-    return b"".join((_TIME, varint(len(part)), part))
+    if not nanos:
+        return _second(seconds, 0)
+    end = fresh_varint(nanos)
+    return _second(seconds, len(end)) + end
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int, width: int) -> bytes:
+    """A Timestamp up to its nanoseconds, whose number takes `width` bytes."""
+    part = integer(1, seconds) + (_NANOS if width else b"")
+    return b"".join((_TIME, varint(len(part) + width), part))
 
 
 def _value(value: DraftValue) -> bytes:
@@ -143,7 +162,7 @@ def _spec(dtype: str, shape: tuple[int, ...], size: int) -> bytes:
 
 def _stats(record: StatsRecord) -> bytes:
     count, mean, std, low, high, norm, zeros, nan, inf = record
-    head = integer(1, count)
+    head = _count(count)
     if mean is None or std is None or low is None or high is None or norm is None:
         some = [real(number, value) for number, value in enumerate(record[1:6], 2) if value is not None]
         moments = b"".join(some)
@@ -152,6 +171,11 @@ def _stats(record: StatsRecord) -> bytes:
     if not (zeros or nan or inf):
         return head + moments
     return b"".join((head, moments, integer(7, zeros), integer(8, nan), integer(9, inf)))
+
+
+@lru_cache(maxsize=1 << 12)
+def _count(count: int) -> bytes:
+    return integer(1, count)
 
 
 def _histogram(record: HistogramRecord) -> bytes:

@@ -30,6 +30,7 @@ from modscope_server.runtime.run_control import RunControl
 from modscope_server.runtime.safepoint import Answer, Kind, Place, SafePoint
 from modscope_server.runtime.snapshots import Snapshots
 from modscope_server.runtime.staging import Budget, StagedRead
+from modscope_server.services import event_bytes
 from modscope_server.services.call import Call
 from modscope_server.services.changing import operation, options_of
 
@@ -71,6 +72,7 @@ class Serving:
         self.eager_steps = EagerSteps(registry.models.values(), safepoint)
         self.insight = hooks.insight = Insight(self.eager_steps, DirectUse(safepoint))
         self.interventions = Interventions(self.leases, safepoint, self.insight)
+        hooks.pack = event_bytes.pack
         hooks.boundary_events.follow(safepoint, registry.optimizers)
         hooks.step_ends.follow(safepoint)
         self.metrics = Metrics(hooks.boundary_events.metrics.reported)
