@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -24,12 +23,17 @@ _DEVICE_CHUNK = 1 << 24
 _EXACT = frozenset((torch.float32, torch.float64))
 
 
-class Later(ABC):
-    """What stands for the part of a small tensor on the CPU until somebody asks for it."""
+class Later:
+    """What stands for the part of a small tensor on the CPU until somebody asks for it.
 
-    @abstractmethod
+    No abstract class of the standard library's kind: what is asked of those for each event costs too much.
+    """
+
+    __slots__ = ()
+
     def part(self) -> Part:
         """What its one chunk contributes; this computes, and waits for nothing."""
+        raise NotImplementedError
 
 
 class Numbers(Protocol):
@@ -59,7 +63,8 @@ class Reduction(NamedTuple):
     @property
     def is_here(self) -> bool:
         """Whether all of it is known on the host, or takes no waiting to be."""
-        return isinstance(self.parts, tuple | Later)
+        parts = self.parts
+        return isinstance(parts, tuple) or isinstance(parts, Later)  # noqa: SIM101 - a tuple of types is slower
 
     def resolve(self) -> StatsRecord:
         """The statistics; away from the CPU this waits for the device."""

@@ -130,7 +130,15 @@ def _value(value: DraftValue) -> bytes:
     if reduction is None and copy is None:
         return head + text(8, note) if note else head
     parts = [head]
-    if reduction is not None:
+    if (
+        reduction is not None
+        and reduction.buckets is None
+        and reduction.population is None
+        and reduction.is_here
+    ):
+        stats = _stats(reduction.resolve())
+        parts += (_STATS, varint(len(stats)), stats)
+    elif reduction is not None:
         record, histogram, sample, loss = figures_of(reduction)
         note = note or loss
         if record is not None:
