@@ -27,6 +27,11 @@ class TensorData:
     data: bytes | bytearray | memoryview
     """The elements; for a dtype that the contract does not know, its bytes as stored."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return memoryview(self.data).nbytes
+
     def __post_init__(self) -> None:
         expected = byte_size(self.dtype, self.shape)
         if expected is not None and expected != memoryview(self.data).nbytes:

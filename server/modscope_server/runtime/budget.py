@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from modscope.tensor import TensorData
 from modscope_server.runtime.drafts import Item
 
 __all__ = ["Budget", "copies"]
@@ -47,8 +48,8 @@ class Budget:
                 self.total -= copy.nbytes
 
 
-def copies(drafts: Iterable[Item]) -> Iterator[torch.Tensor]:
-    """The tensors that drafts hold on to."""
+def copies(drafts: Iterable[Item]) -> Iterator[torch.Tensor | TensorData]:
+    """The copies of tensors that drafts hold on to."""
     for draft in drafts:
         for value in () if isinstance(draft, bytes) else draft.values:
             if value.copy is not None:

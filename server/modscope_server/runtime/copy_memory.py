@@ -17,21 +17,26 @@ from typing import Any, TypeAlias
 import numpy
 import torch
 
+from modscope.tensor import TensorData
+from modscope_server.inspection.tensors import dtype_name, nbytes, snapshot, to_data
+
 __all__ = ["COPY_MEMORY", "CopyMemory"]
 
 _Block: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.uint8]]"
 
 _LEAST = 1 << 20
 """Bytes below which malloc does as well."""
+_LEAST_OWN = 1 << 16
+"""Bytes below which `bytes` do."""
 _MOST_FREE = 256 << 20
-_SPARE = 16 << 20
+_SPARE = 8 << 20
 """Free bytes of other sizes that stay where a size is asked for of which none is free."""
 _KEEP_SECONDS = 10.0
 _LARGER_THAN_MESSAGES = 8 << 20
 
 
 class CopyMemory:
-    """Blocks of bytes. A block is free once no tensor or view over it is left.
+    """Blocks of bytes. A block is free once no view of it is left.
 
     Free blocks are kept while anybody watches, and for a while after that: the next watch may come at once.
     They add little to the most that was in use at once: where none of them fits, others give way first.
@@ -69,19 +74,25 @@ class CopyMemory:
         """Bytes that are kept and not in use."""
         return sum(size * len(blocks) for size, blocks in list(self._free.items()))
 
-    def clone(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a detached tensor, as Tensor.clone makes it."""
-        size = tensor.nbytes
-        is_plain = tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-        if size < _LEAST or not is_plain:
-            return tensor.clone()
+    def copied(self, tensor: torch.Tensor) -> TensorData:
+        """A copy of a readable tensor on the CPU, row-major.
+
+        It is no tensor of torch: a few of those that stay while others come and go tear malloc's memory into
+        pieces, and a training step no longer finds the places in which it was before.
+        """
+        size = nbytes(tensor)
+        if size < _LEAST_OWN:
+            return to_data(tensor)
+        place = numpy.empty(size, numpy.uint8) if size < _LEAST else self._lent(size)
+        snapshot(tensor, torch.from_numpy(place))
+        return TensorData(dtype_name(tensor), tuple(tensor.shape), place.data)
+
+    def _lent(self, size: int) -> _Block:
         block = self._taken(size)
-        # Tensors over the loan hold the loan; the block is held by who is told that it is gone.
+        # What is made over the loan holds the loan; the block is held by who is told that it is gone.
         loan = numpy.frombuffer(block.data, numpy.uint8)
         weakref.finalize(loan, self._give, block).atexit = False
-        copy = torch.from_numpy(loan).view(tensor.dtype).view(tensor.shape)
-        copy.copy_(tensor)
-        return copy
+        return loan
 
     def _taken(self, size: int) -> _Block:
         with contextlib.suppress(KeyError, IndexError):

@@ -15,14 +15,14 @@ __all__ = ["Draft", "DraftValue", "HookEvent", "HookValue", "Item", "event_of", 
 
 
 class DraftValue(NamedTuple):
-    """A value as a hook captured it: a reduction or a copy, still on the tensor's own device."""
+    """A value as a hook captured it: a reduction, or a copy; what is a tensor is still on its own device."""
 
     role: str
     key: str
     shape: tuple[int, ...] = ()
     dtype: str | None = None
     reduction: Reduction | None = None
-    copy: torch.Tensor | None = None
+    copy: torch.Tensor | TensorData | None = None
     note: str = ""
 
 
@@ -105,7 +105,7 @@ def figures_of(
 
 def _value(draft: DraftValue) -> HookValue:
     role, key, shape, dtype, reduction, copy, note = draft
-    tensor = None if copy is None else plain_data(copy)
+    tensor = plain_data(copy) if isinstance(copy, torch.Tensor) else copy
     if reduction is None:
         return HookValue(role, key, shape, dtype, None, tensor, note)
     stats, histogram, sample, loss = figures_of(reduction)

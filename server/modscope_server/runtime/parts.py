@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from modscope.dtypes import DTYPES
+from modscope.tensor import TensorData
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.slices import parse_index
 from modscope_server.inspection.tensors import dtype_name, dtype_named, unreadable_reason
@@ -41,19 +42,24 @@ def part_of(tensor: torch.Tensor, index: str) -> torch.Tensor:
             raise Unfit(f"it has no {index}: {error}") from None
 
 
-def copied(tensor: torch.Tensor, index: str, dtype: str) -> torch.Tensor:
+def copied(tensor: torch.Tensor, index: str, dtype: str) -> torch.Tensor | TensorData:
     """A copy of the part of a readable tensor, cast where that is asked for. Raises Unfit.
 
-    It is cast as torch casts: rounded, and what is beyond a dtype becomes what torch makes of it.
+    It is cast as torch casts: rounded, and what is beyond a dtype becomes what torch makes of it. What lies
+    on a device is copied there.
     """
     if index:
         tensor = part_of(tensor, index)
     with torch._C.DisableTorchFunctionSubclass():
-        if not dtype:
-            return COPY_MEMORY.clone(tensor.detach())
-        if tensor.is_complex():
-            raise Unfit(f"{dtype_name(tensor)} is not cast to {dtype}: its imaginary part would be lost")
-        try:
-            return tensor.detach().to(dtype_named(dtype), copy=True)
-        except NotImplementedError:
-            raise Unfit(f"torch cannot cast {dtype_name(tensor)} to {dtype}") from None
+        part = tensor.detach()
+        is_here = part.is_cpu
+        if dtype:
+            if part.is_complex():
+                raise Unfit(f"{dtype_name(part)} is not cast to {dtype}: its imaginary part would be lost")
+            try:
+                part = part.to(dtype_named(dtype), copy=not is_here)
+            except NotImplementedError:
+                raise Unfit(f"torch cannot cast {dtype_name(tensor)} to {dtype}") from None
+        elif not is_here:
+            part = part.clone()
+        return COPY_MEMORY.copied(part) if is_here else part

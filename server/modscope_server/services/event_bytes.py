@@ -11,11 +11,13 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 
+import torch
+
 from modscope import wire
 from modscope.fields import doubles, fresh_varint, integer, integers, message, real, tag, text, varint
 from modscope.v1 import event_pb2
 from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
-from modscope_server.inspection.tensors import dtype_name, nbytes
+from modscope_server.inspection.tensors import dtype_name
 from modscope_server.runtime.drafts import Draft, DraftValue, Item, figures_of
 from modscope_server.runtime.runs import Run
 from modscope_server.services.convert import HOOK_KINDS
@@ -149,7 +151,8 @@ def _value(value: DraftValue) -> bytes:
         if sample is not None:
             parts.append(message(9, _sample(sample)))
     if copy is not None:
-        parts.append(_spec(dtype_name(copy), tuple(copy.shape), nbytes(copy)))
+        dtype = dtype_name(copy) if isinstance(copy, torch.Tensor) else copy.dtype
+        parts.append(_spec(dtype, tuple(copy.shape), copy.nbytes))
     if note:
         parts.append(text(8, note))
     return b"".join(parts)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from modscope.tensor import CHUNK_BYTES, chunks
+from modscope.tensor import CHUNK_BYTES, TensorData, chunks
 from modscope.wire import Encoded, Frame
 from modscope_server.inspection.tensors import byte_view, plain_data
 from modscope_server.runtime.budget import copies
@@ -59,8 +59,10 @@ def _pieces(tensors: deque[memoryview]) -> Iterator[memoryview | bytes]:
             yield b"".join(together)
 
 
-def _bytes_of(copy: torch.Tensor) -> memoryview:
+def _bytes_of(copy: torch.Tensor | TensorData) -> memoryview:
     """The elements of a hook's own copy: its memory, where it lies there as it is sent."""
+    if isinstance(copy, TensorData):
+        return memoryview(copy.data)
     if copy.is_cuda:
         host = torch.empty(copy.nbytes, dtype=torch.uint8)
         for _ in copy_from_cuda(host, copy):
