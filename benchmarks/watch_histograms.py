@@ -23,7 +23,7 @@ _ADDED = Bar(0.125)
 def run(quick: bool) -> list[Row]:
     """Seconds a step over those without modscope, and what is added over what TensorBoard adds."""
     with one_thread(), workplace(), Child("benchmarks.reader") as reader:
-        loop, steps = gpt2(quick=quick), (1 if quick else 3)
+        loop, steps = gpt2(quick=quick), (1 if quick else 2)
         effort = QUICK if quick else Effort(15, 40, 270.0)
         sides: dict[str, Callable[[], float]] = {
             "ours": lambda: watched(loop, steps, reader, {"payload": "histogram"}),

@@ -23,7 +23,7 @@ _ADDED = Bar(0.25)
 def run(quick: bool) -> list[Row]:
     """Seconds a step over those without modscope, and what is added over what the peers add."""
     with one_thread(), workplace(), Child("benchmarks.reader") as reader, contextlib.ExitStack() as peers:
-        loop, steps = gpt2(quick=quick), (1 if quick else 4)
+        loop, steps = gpt2(quick=quick), (1 if quick else 2)
         effort = QUICK if quick else Effort(15, 40, 270.0)
         sides: dict[str, Callable[[], float]] = {
             "ours": lambda: watched(loop, steps, reader, {}),
