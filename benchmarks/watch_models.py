@@ -52,7 +52,7 @@ def gpt2(*, quick: bool = False) -> Loop:
 
 
 def small() -> Loop:
-    """Twenty modules and their root."""
+    """Twenty modules, the root included."""
     layers = [nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(6)]
     model = nn.Sequential(*layers, nn.Linear(64, 64))
     x, y = torch.randn(2, 128, 64)

@@ -46,7 +46,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _rows(kind: _Kind, loop: Loop, reader: Child, quick: bool) -> list[Row]:
-    steps = 5
+    steps = 3
     effort = QUICK if quick else Effort(12, 40, 130.0)
 
     def reading() -> float:

@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--glob", default="*", help="which modules, by path")
     parser.add_argument("--type", help="which modules, by class")
     parser.add_argument(
-        "--hook", action="append", choices=["forward_pre", "forward", "backward_pre", "backward"]
+        "--hook",
+        action="append",
+        choices=["forward_pre", "forward", "backward_pre", "backward", "parameter", "gradient", "metric"],
     )
     parser.add_argument("--every", type=int, default=1, help="only every so many steps")
     parser.add_argument("--events", type=int, default=100, help="end after so many events")

@@ -77,17 +77,23 @@ class Memory:
         self._returned.put(False)
 
     def _found(self, size: int) -> Block | None:
-        with contextlib.suppress(KeyError, IndexError):
-            return self._kept[size].pop()
-        return None
+        """A free block of that size, where there is one. A size of which none is left is forgotten."""
+        blocks = self._kept.get(size)
+        if blocks is None:
+            return None
+        try:
+            return blocks.pop()
+        except IndexError:
+            return None
+        finally:
+            if not blocks:
+                self._kept.pop(size, None)
 
     def _make_way(self, size: int) -> None:
         """Let go of so many bytes, or of all there are."""
-        for kept, blocks in list(self._kept.items()):
-            with contextlib.suppress(IndexError):
-                while size > 0:
-                    blocks.pop()
-                    size -= kept
+        while size > 0 and (kept := next(iter(list(self._kept)), 0)):
+            self._found(kept)
+            size -= kept
 
     def _start_tidying(self) -> None:
         """A thread that lets free blocks go when none has come back for a while; asleep until one does."""

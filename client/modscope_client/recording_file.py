@@ -28,7 +28,7 @@ _MAGIC = b"modscope recording\n"
 _LENGTHS = struct.Struct("<II")
 _LONGEST_HEADER, _LONGEST_MESSAGE = 1 << 20, 16 << 20
 _FLUSH_SECONDS = 1.0
-"""How much of the end may be missing where the recorder is killed."""
+"""How often it writes through, while messages come."""
 
 
 class RecordingWriter:

@@ -309,7 +309,7 @@ class HookInfo:
     """A hook that modscope has put on a module."""
 
     path: str
-    """Path of the module; of the parameter, for parameters and gradients; name of the metric."""
+    """Path of the module; of the parameter, for parameters and gradients; "" for metrics."""
     kind: str
     """"forward_pre", "forward", "backward_pre", "backward", "parameter", "gradient" or "metric"."""
     owner: str

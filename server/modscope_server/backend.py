@@ -101,6 +101,7 @@ class Backend:
 
     def abandon(self) -> None:
         """Become inert in a forked child, taking no lock."""
+        self._hooks.abandon()
         self._safepoint.abandon()
         self._insight.abandon()
 

@@ -71,7 +71,7 @@ class Limits:
     """Milliseconds for which a watch may make each step wait; 0 lets none."""
 
     heartbeat: float = 5.0
-    """Seconds after which a quiet watch sends its counters."""
+    """Seconds between two messages with the counters of a watch, be it quiet or busy."""
 
     def __post_init__(self) -> None:
         for name in (

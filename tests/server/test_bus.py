@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -48,11 +49,42 @@ def test_what_hooks_deal_out_is_packed_and_what_a_reader_fetches_is_not() -> Non
     fan = Fan(queues, pack=lambda draft: b"%d" % draft.step)
     queue = subscribed(fan, queues, events=1000)
     reader = Reader(queue)
+    reader.take(0)
     for number in range(130):
         fan.publish(draft(number))
     items = [item for run in reader.take(0).runs for _, item in run.numbered()]
     assert items[:128] == [b"%d" % number for number in range(128)]
     assert [item.step for item in items[128:] if isinstance(item, Draft)] == [128, 129]
+
+
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+def test_no_draft_is_lost_where_packing_breaks_off(fault: type[BaseException]) -> None:
+    def pack(one: Draft) -> bytes:
+        if one.step == 100:
+            raise fault
+        return b"%d" % one.step
+
+    queues = Queues(1 << 30)
+    fan = Fan(queues, pack=pack)
+    queue = subscribed(fan, queues, events=1000)
+    reader = Reader(queue)
+    reader.take(0)
+    with contextlib.nullcontext() if fault is ValueError else pytest.raises(KeyboardInterrupt):
+        for number in range(128):
+            fan.publish(draft(number))
+    taken = [item for run in reader.take(0).runs for item in run.numbered()]
+    assert [number for number, _ in taken] == list(range(128))
+    assert [item.step for _, item in taken if isinstance(item, Draft)] == list(range(128))
+    assert queue.counters() == Counters(128, 0, 0)
+
+
+def test_what_nobody_reads_is_not_packed() -> None:
+    queues = Queues(1 << 30)
+    fan = Fan(queues, pack=lambda draft: pytest.fail("packed"))
+    queue = subscribed(fan, queues, events=1000)
+    for number in range(300):
+        fan.publish(draft(number))
+    assert len(queue.drain(0, 1000)) == 300
 
 
 def test_events_come_in_order_with_sequence_numbers() -> None:
@@ -152,6 +184,47 @@ def test_who_has_just_taken_some_is_not_woken_for_one_but_for_many() -> None:
     fan.publish(draft(0, elements=1 << 18))
     queue.counters()
     assert reader.enough > queue.crowd
+
+
+@pytest.mark.parametrize(("watches", "seconds"), [(1, 0.05), (5, 0.05), (64, 0.64), (500, 1.0)])
+def test_busy_streams_share_how_often_they_wake(watches: int, seconds: float) -> None:
+    queues = Queues(1)
+    fan = Fan(queues)
+    for _ in range(watches):
+        subscribed(fan, queues)
+    assert queues.pace == pytest.approx(seconds)
+
+
+def test_a_stream_is_busy_until_nothing_has_come_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    fan, queue = alone(events=40)
+    reader = Reader(queue)
+    waits: list[tuple[float, float]] = []
+    now = 0.0
+
+    def wait(enough: float, timeout: float) -> None:
+        """Time passes; an event comes at 3 and at 3.7."""
+        nonlocal now
+        waits.append((enough, timeout))
+        before, now = now, now + timeout
+        for moment in (3.0, 3.7):
+            if before < moment <= now:
+                fan.publish(draft(0))
+                if enough == 1:
+                    now = moment
+
+    monkeypatch.setattr(reader, "_wait", wait)
+    monkeypatch.setattr("modscope_server.runtime.subscription.time.monotonic", lambda: now)
+    assert len(reader.take(10).runs) == 1
+    assert waits == [(1, 10.0)]
+    waits.clear()
+    assert len(reader.take(10).runs) == 1
+    assert set(waits) == {(10, 0.05)}
+    assert 3.7 <= now < 3.8
+    waits.clear()
+    assert not reader.take(10).runs
+    assert now == pytest.approx(13.7, abs=0.1)
+    assert [enough for enough, _ in waits] == [10] * (len(waits) - 1) + [1]
+    assert 19 <= len(waits) <= 22
 
 
 def test_a_fan_deals_out_what_has_gathered_before_one_joins_and_before_one_leaves() -> None:

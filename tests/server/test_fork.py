@@ -60,6 +60,8 @@ def test_data_loader_workers_live_through_an_open_stream() -> None:
 
 
 CHILDREN = """
+import gc
+
 model, optimizer, scope = serve()
 sys.stdin.readline()
 
@@ -74,7 +76,10 @@ def in_child(act):
     return status(pid)
 
 def use():
+    taps = [one for one in gc.get_objects() if type(one).__name__ == "ModuleTap"]
+    assert taps and not any(tap.sinks for tap in taps)
     step(model, optimizer)
+    assert all(tap.calls == 1 for tap in taps)
     scope.step(loss=1.0)
     scope.close()
     assert scope.step_count == 0 or scope.step_count == 1, scope.step_count

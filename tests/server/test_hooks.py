@@ -195,3 +195,18 @@ def test_refusals(manager: HookManager) -> None:
         armed(manager, model)
     with pytest.raises(LimitExceeded):
         armed(manager, model)
+
+
+def test_a_watch_that_cannot_be_put_on_leaves_nothing_behind(manager: HookManager) -> None:
+    class Stubborn(nn.Linear):
+        def register_forward_hook(self, *args: Any, **options: Any) -> Any:
+            raise TypeError("no hooks here")
+
+    model = nn.Sequential(nn.Linear(2, 2), Stubborn(2, 2))
+    for _ in range(20):
+        with pytest.raises(TypeError, match="no hooks here"):
+            armed(manager, model)
+    assert not any(hook_tables(model))
+    watch = armed(manager, model, glob="0")
+    model(torch.ones(1, 2))
+    assert len(drained(watch)) == 1

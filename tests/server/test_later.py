@@ -104,6 +104,36 @@ def test_a_batch_that_is_full_is_reduced_without_anybody_asking() -> None:
     assert not settled[-1]
 
 
+def test_a_hook_does_not_wait_for_one_who_reduces() -> None:
+    seen(torch.ones(1)).resolve()
+    seen(torch.ones(2))
+    batch = later._GATHERING.batch
+    batch.closed = True  # as a reader has it that has just begun
+    with batch._reducing:
+        second = seen(torch.full((2,), 3.0))
+    assert later._GATHERING.batch is not batch
+    assert second.resolve().mean == 3.0
+
+
+def test_an_interrupt_between_two_hooks_leaves_all_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(torch.ones(1)).resolve()
+    first = seen(torch.full((3,), 1.0))
+    broken: list[bool] = []
+
+    class Interrupted:
+        def __init__(self, batch: object) -> None:
+            broken.append(True)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(later, "_Waiting", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            seen(torch.full((3,), 2.0))
+    third = seen(torch.full((3,), 3.0))
+    assert broken
+    assert [first.resolve().mean, third.resolve().mean] == [1.0, 3.0]
+
+
 def test_hooks_of_several_threads_and_a_reader_beside_them() -> None:
     told: list[tuple[float, Reduction]] = []
     wrong: list[str] = []

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from modscope_server.inspection.records import HistogramRecord, StatsRecord
+from modscope_server.runtime.bus import Draft, Reader
+from modscope_server.services.event_bytes import pack
 from tests.server.boundary_support import following
 from tests.server.capture_support import drained, hook_tables, tensor_of
 from tests.server.elsewhere import Elsewhere, Stream, on_elsewhere
@@ -151,6 +153,28 @@ def test_a_number_that_its_device_has_lost_ends_no_stream() -> None:
         (told,) = drained(watch)[0].values
     assert told.stats == StatsRecord(1, None, None, None, None, None, 0, 0, 0)
     assert told.histogram is None
+
+
+@pytest.mark.parametrize("payload", ["stats", "histogram"])
+def test_no_hook_waits_for_a_number(payload: str) -> None:
+    class Coming:
+        step = 1
+
+        def number(self) -> float:
+            asked.append(True)
+            return 2.0
+
+    asked: list[bool] = []
+    with following(nn.Linear(1, 1)) as loop:
+        loop.hooks.pack = pack
+        watch = loop.watch(kinds=("metric",), payload=payload)
+        reader = Reader(watch.subscription)
+        reader.take(0)
+        for _ in range(200):
+            loop.hooks.boundary_events.metrics.reported("loss", Coming(), None)
+        assert asked == []
+        items = [item for run in reader.take(0).runs for _, item in run.numbered()]
+    assert len(items) == 200 and all(isinstance(item, Draft) for item in items)
 
 
 def test_a_fault_switches_itself_off_after_three_times_and_says_so(

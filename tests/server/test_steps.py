@@ -1,4 +1,4 @@
-"""Counting iterations as CONTRACT's 'Step' says."""
+"""Counting iterations, as the glossary's 'step' says."""
 
 from __future__ import annotations
 

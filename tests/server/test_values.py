@@ -1,4 +1,4 @@
-"""Structured values: CONTRACT's 'Structured values', there and back."""
+"""Structured values, there and back."""
 
 from __future__ import annotations
 

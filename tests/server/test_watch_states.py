@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from modscope_server.runtime.hook_states import HookState
 from modscope_server.runtime.watch_states import Changes
 
@@ -70,6 +72,15 @@ def test_a_look_that_takes_long_is_rare() -> None:
     for _ in range(100):
         world.news_after(1)
     assert world.looks <= 6
+
+
+def test_many_watches_share_the_time_that_looking_may_take() -> None:
+    for watches, seconds in ((1, 1.0), (64, 6.4)):
+        world = World(ARMED)
+        world.changes = Changes(world.look, 5.0, lambda world=world: world.now, watches=lambda n=watches: n)  # type: ignore[misc]
+        world.cost = 0.001
+        world.news_after(0)
+        assert world.changes.due - world.now == pytest.approx(seconds)
 
 
 def test_now_means_now() -> None:

@@ -37,7 +37,7 @@ class HookNotes:
         watch.noticed, watch.settled = self._notice, self._tell
 
     def look(self, model: RemoteModel, watch: Watching) -> None:
-        """Ask once more how they are, while they stand: what the watch has told may be a second old."""
+        """Ask once more how they are, while they stand: what the watch has told may be some seconds old."""
         try:
             hooks = model.hooks()
         except ModscopeError:

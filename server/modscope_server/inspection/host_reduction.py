@@ -82,7 +82,7 @@ def _parts_of_rows(rows: Any) -> list[Part]:
     if numpy.count_nonzero(is_zero):
         zeros = [int(numpy.count_nonzero(row)) for row in is_zero]
     wide = rows.astype(numpy.float64)
-    total = wide.dot(numpy.ones(count))
+    total = numpy.add.reduce(wide, axis=1)
     squares = numpy.matmul(wide[:, None, :], wide[:, :, None]).reshape(-1)
     mean = total / count
     spread = squares - total * mean

@@ -5,8 +5,9 @@ Everything here runs on that thread, inside of hooks or of scope.step; nothing r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any, Protocol
 
 import torch
@@ -88,6 +89,7 @@ class Boundaries:
         self._ours = ours
         self._control: Control | None = None
         self._boundary: Place | None = None
+        self._changing = Lock()
         self._chores: tuple[Callable[[], object], ...] = ()
         self._followers: tuple[Follower, ...] = ()
         self._roots = list(roots)
@@ -152,22 +154,26 @@ class Boundaries:
 
     def add_chore(self, chore: Callable[[], object]) -> None:
         """Have it called on that thread at each outermost forward of a root and after each optimizer step."""
-        self._chores = (*self._chores, chore)
+        with self._changing:
+            self._chores = (*self._chores, chore)
         self._see_watchers()
 
     def remove_chore(self, chore: Callable[[], object]) -> None:
         """Have it called no more. Idempotent."""
-        self._chores = tuple(other for other in self._chores if other != chore)
+        with self._changing:
+            self._chores = tuple(other for other in self._chores if other != chore)
         self._see_watchers()
 
     def add_follower(self, follower: Follower) -> None:
         """Have it told of each update and of each iteration that is complete."""
-        self._followers = (*self._followers, follower)
+        with self._changing:
+            self._followers = (*self._followers, follower)
         self._see_watchers()
 
     def remove_follower(self, follower: Follower) -> None:
         """Have it told no more. Idempotent."""
-        self._followers = tuple(other for other in self._followers if other is not follower)
+        with self._changing:
+            self._followers = tuple(other for other in self._followers if other is not follower)
         self._see_watchers()
 
     def hold(self, until: Callable[[], bool]) -> None:
@@ -252,7 +258,9 @@ class Boundaries:
             return
         if self.pending.attention and torch.is_grad_enabled():
             self.pending.follow(output)
-        if self._turns.queue and not self.steps.begun and not inside_step():
+        # Where the forward has raised, torch walks over the hooks: none may come or go.
+        raised = sys.exc_info()[1] is not None
+        if self._turns.queue and not raised and not self.steps.begun and not inside_step():
             self._turns.serve(None, grad=False, write=not self.backward_expected)
 
     def optimizer_begins(self, optimizer: Optimizer) -> None:

@@ -59,6 +59,8 @@ class Fan:
         self._subscriptions: tuple[Subscription, ...] = ()
         self._waits = False
         """Whether hooks wait for room."""
+        self._is_read = False
+        """Whether anybody will need what is packed."""
         self._sure = 0
         """So many drafts may gather that surely find room."""
 
@@ -86,7 +88,7 @@ class Fan:
         self._recent.append(draft)
         if len(self._recent) >= self._enough:
             with self._queues.mutex:
-                self.spread(self._pack)
+                self.spread(self._pack if self._is_read else None)
             self._tell()
 
     def spread(self, pack: Callable[[Draft], Item] | None = None) -> None:
@@ -97,7 +99,16 @@ class Fan:
         self._sure = 0
         # Other threads may append meanwhile, and take nothing out.
         drafts: list[Draft] = [recent.popleft() for _ in range(len(recent))]
-        blocks = blocks_of(drafts if pack is None else map(pack, drafts))
+        items: list[Item] = list(drafts)
+        if pack is not None:
+            try:
+                items = [pack(draft) for draft in drafts]
+            except Exception:
+                pass  # they go as they are: whoever sends them hears of it
+            except BaseException:
+                recent.extendleft(reversed(drafts))
+                raise
+        blocks = blocks_of(items)
         for subscription in self._subscriptions:
             subscription.accept(blocks)
         self._queues.settle()
@@ -111,10 +122,12 @@ class Fan:
         if self._waits:
             waiting = [one.backlog.room(0) for one in self._subscriptions if one.overflow == "block"]
             self._sure = min(waiting) - _AT_A_TIME
+        self._is_read = False
         for subscription in self._subscriptions:
             reader = subscription.reader
-            if reader is not None and reader.enough < enough:
-                enough = reader.enough
+            if reader is not None:
+                self._is_read = True
+                enough = min(enough, reader.enough)
             if subscription.has_overflowed:
                 enough = 1  # the next hook is to tell
         self._enough = enough

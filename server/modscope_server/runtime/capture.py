@@ -109,6 +109,10 @@ class ModuleTap:
             else:
                 self.set_sinks(())
 
+    def abandon(self) -> None:
+        """Serve nobody any more; its hooks stay, and do nothing."""
+        self._serve(())
+
     def _serve(self, sinks: tuple[Sink, ...]) -> None:
         self._audience = Audience(sinks)
         self.sinks = sinks

@@ -95,21 +95,32 @@ class CopyMemory:
         return loan
 
     def _taken(self, size: int) -> _Block:
-        with contextlib.suppress(KeyError, IndexError):
-            return self._free[size].pop()
-        self._make_way(size)
-        return _fresh(size)
+        block = self._popped(size)
+        if block is None:
+            self._make_way(size)
+            block = _fresh(size)
+        return block
+
+    def _popped(self, size: int) -> _Block | None:
+        """A free block of that size, where there is one. A size of which none is left is forgotten."""
+        blocks = self._free.get(size)
+        if blocks is None:
+            return None
+        try:
+            return blocks.pop()
+        except IndexError:
+            return None
+        finally:
+            if not blocks:
+                self._free.pop(size, None)
 
     def _make_way(self, size: int) -> None:
         """Give as much back to the system as is taken from it next, the sizes first of which most is free."""
         left = min(size, self.free - _SPARE)
-        while left > 0:
-            with contextlib.suppress(KeyError, IndexError, ValueError):
-                fullest = max(list(self._free), key=lambda each: each * len(self._free[each]))
-                self._free[fullest].pop()
-                left -= fullest
-                continue
-            return
+        while left > 0 and (sizes := list(self._free.items())):
+            fullest, _ = max(sizes, key=lambda item: item[0] * len(item[1]))
+            self._popped(fullest)
+            left -= fullest
 
     def _give(self, block: _Block) -> None:
         is_expected = self._watches or self._timer is not None

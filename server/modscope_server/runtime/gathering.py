@@ -101,11 +101,8 @@ class Gatherer:
     def boundary(self, step: int, place: Place) -> None:
         """The iteration is complete: what has gathered goes."""
         if self._open:
-            with self._mutex:
-                batches = list(self._open.values())
-                self._open.clear()
-            for batch in batches:
-                batch.begin(self._copies)
+            for batch in list(self._open.values()):
+                self.hurry(batch)
 
     def hurry(self, batch: _Batch) -> None:
         """Begin the copy of a batch that somebody waits for, unless it has begun."""
@@ -147,8 +144,10 @@ class _Batch:
             self._copy = copies.begin(self.key[0], self.tensors)
         except Exception as error:
             self._error = error
-        self.tensors = []
-        self._begun.set()
+        finally:
+            # After an interrupt, too: somebody may wait.
+            self.tensors = []
+            self._begun.set()
 
     def elements(self) -> torch.Tensor:
         """All elements, once they are there. Raises RuntimeError where they do not come."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import torch
@@ -141,6 +141,19 @@ class HookManager:
             self._watches[subscription.id] = watch
             if shared is not None:
                 self._selections[shared] = selection
+            self.step_ends.count(1)
+            COPY_MEMORY.count(int(spec.payload == "tensor"))
+        try:
+            self._put_on(watch, registered, hooked)
+        except BaseException:
+            self.stop(subscription.id)
+            subscription.close()
+            raise
+        return watch
+
+    def _put_on(self, watch: Watch, registered: Registered, hooked: Sequence[Located]) -> None:
+        subscription, selection = watch.subscription, watch.selection
+        with self._mutex:
             selection.fan.add(subscription)
             for located in hooked:
                 scripted = isinstance(located.module, torch.jit.ScriptModule)
@@ -150,13 +163,10 @@ class HookManager:
                     watch.taps.append(tap)
                     if selection not in tap.sinks:
                         tap.set_sinks((*tap.sinks, selection))
-        self.step_ends.count(1)
-        COPY_MEMORY.count(1)
         keep_out(*CALLED_BY_TORCH)
         if watch.hooked.paths:
             self.insight.begin(watch.eager)
             subscription.notes += self.insight.notes(registered.root, watch.hooked.paths, "watch")
-        return watch
 
     def stop(self, watch_id: str, reason: str = "stopped") -> Counters:
         """End a watch: its hooks are gone when this returns. A watch that has ended is no error."""
@@ -176,7 +186,7 @@ class HookManager:
             self._taps = {key: tap for key, tap in self._taps.items() if tap.sinks}
         self.insight.end(watch.eager)
         self.step_ends.count(-1)
-        COPY_MEMORY.count(-1)
+        COPY_MEMORY.count(-(watch.form.payload == "tensor"))
         counters = subscription.counters()
         if subscription.reader is None and (subscription.is_abandoned or subscription.finished):
             subscription.close()
@@ -197,6 +207,11 @@ class HookManager:
         """End every watch."""
         for watch_id in list(self._watches):
             self.stop(watch_id, reason)
+
+    def abandon(self) -> None:
+        """Have no hook do anything any more, taking no lock: in a forked child one may be held for ever."""
+        for tap in list(self._taps.values()):
+            tap.abandon()
 
     def listing(self, registered: Registered) -> list[HookState]:
         """The hooks on a model: the safe point's, then the watches' in PyTorch's module order."""
@@ -223,7 +238,7 @@ class HookManager:
             self.insight.look()
             return self.states(watch.registered, watch)
 
-        return Changes(look, at_most)
+        return Changes(look, at_most, watches=lambda: len(self._watches))
 
     def _check_block(self, spec: WatchSpec) -> None:
         if spec.block_ms > self._block_ms:

@@ -47,46 +47,46 @@ class _Batch:
 
     def __init__(self, free: deque[Any]) -> None:
         self._free = free
-        self._elements = free.pop() if free else numpy.empty(_ROOM, "float32")
-        self._end = 0
+        self._elements: Any = free.pop() if free else numpy.empty(_ROOM, "float32")
         self._waiting: list[tuple[_Waiting, int, int]] = []
-        """Each with its first element and their number."""
+        """Each with its first element and the one after its last."""
         self._adding = threading.Lock()
         self._reducing = threading.Lock()
-        self._closed = False
+        self.closed = False
+        """Whether nothing is added any more."""
 
     def add(self, values: Any) -> Later | None:
-        """Copy the elements of one more; None where there is no room, or they are reduced by now."""
-        start = self._end
-        end = start + len(values)
-        if end > _ROOM:
-            return None
+        """Copy the elements of one more; None where there is no room, or nothing is added any more."""
         with self._adding:
-            if self._closed:
+            start = self._waiting[-1][2] if self._waiting else 0
+            end = start + len(values)
+            if self.closed or end > _ROOM:
                 return None
             self._elements[start:end] = values
             waiting = _Waiting(self)
-            self._waiting.append((waiting, start, len(values)))
-        self._end = end
-        return waiting
+            # An interrupt before this has added nothing, one after it all.
+            self._waiting.append((waiting, start, end))
+            return waiting
 
     def reduce(self) -> None:
-        """Reduce all. Nothing is added any more."""
+        """Reduce all."""
         with self._adding:
-            self._closed = True
+            self.closed = True
         with self._reducing:
-            if self._waiting:
-                for size, alike in itertools.groupby(self._waiting, _size):
-                    waiting = list(alike)
-                    rows = self._elements[waiting[0][1] : waiting[-1][1] + size].reshape(-1, size)
-                    for (one, _, _), part in zip(waiting, parts_of_rows(rows), strict=True):
-                        one.result = part
-                self._waiting.clear()
-                self._free.append(self._elements)
+            if self._elements is None:
+                return
+            for _, alike in itertools.groupby(self._waiting, _size):
+                waiting = list(alike)
+                rows = self._elements[waiting[0][1] : waiting[-1][2]].reshape(len(waiting), -1)
+                for (one, _, _), part in zip(waiting, parts_of_rows(rows), strict=True):
+                    one.result = part
+            elements, self._elements = self._elements, None
+            self._waiting = []
+            self._free.append(elements)
 
 
 def _size(waiting: tuple[_Waiting, int, int]) -> int:
-    return waiting[2]
+    return waiting[2] - waiting[1]
 
 
 class _Gathering(threading.local):
@@ -105,8 +105,10 @@ def reduced_later(values: Any) -> Later:
     batch = _GATHERING.batch
     waiting = batch.add(values)
     if waiting is None:
-        batch.reduce()
-        _GATHERING.batch = batch = _Batch(_GATHERING.free)
-        waiting = batch.add(values)
+        _GATHERING.batch = _Batch(_GATHERING.free)
+        # One that is closed is another thread's to reduce, for which this one does not wait.
+        if not batch.closed:
+            batch.reduce()
+        waiting = _GATHERING.batch.add(values)
         assert waiting is not None
     return waiting

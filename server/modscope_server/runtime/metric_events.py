@@ -88,7 +88,7 @@ def _draft_value(payload: str, taken: Reported, value: Any) -> DraftValue:
         if isinstance(value, torch.Tensor):
             copy = _wide(value.detach().reshape(()))
         else:
-            copy = torch.tensor(taken.number(), dtype=torch.float64)
+            copy = torch.tensor(taken.number(), dtype=torch.float64, device="cpu")
     elif payload != "none":
         reduction = _LateReduction.of(taken, histogram=payload == "histogram")
     return DraftValue("metric", "", (), "float64", reduction, copy)
@@ -115,6 +115,11 @@ class _LateReduction(Reduction):
         made.taken = taken
         return made
 
+    @property
+    def is_here(self) -> bool:
+        """No: nothing but a reader may wait for it."""
+        return False
+
     def resolve(self) -> StatsRecord:
         """The statistics; all but their count is missing where a device has lost the number."""
         try:
@@ -130,5 +135,5 @@ class _LateReduction(Reduction):
             return None
 
     def _now(self) -> Reduction:
-        number = torch.tensor(self.taken.number(), dtype=torch.float64)
+        number = torch.tensor(self.taken.number(), dtype=torch.float64, device="cpu")
         return reduce(number, histogram=self.buckets is not None)

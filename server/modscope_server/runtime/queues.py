@@ -31,7 +31,8 @@ class Queues:
     """The queues of one server.
 
     One lock guards them all: a tensor may be in several, and where they hold too much together one gives
-    way for another. It is held for microseconds; nothing waits, computes or calls back under it.
+    way for another. It is held for microseconds, or for half a millisecond where a hook packs what has
+    gathered; nothing waits under it.
 
     Args:
         limit: most bytes of tensors in all of them.

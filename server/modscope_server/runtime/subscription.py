@@ -23,7 +23,9 @@ Overflow = Literal["drop_oldest", "drop_newest", "disconnect", "block"]
 _CROWD = 2048
 _CROWD_BYTES = 1 << 20
 """A batch is large enough at so many events, or bytes of tensors."""
-_BATCH = 1024
+_QUIET = 1.0
+"""Seconds without an event after which a stream is quiet."""
+_BATCH = _CROWD
 """Most events of a batch."""
 
 
@@ -258,7 +260,7 @@ class Subscription:
 class Reader:
     """Who takes a subscription's events: one at a time, the one that has come last.
 
-    One that is quiet wakes for the first event; one that has just taken some lets a batch gather.
+    One that is quiet wakes for the first event; one that has taken some a moment ago lets a batch gather.
     """
 
     def __init__(self, subscription: Subscription) -> None:
@@ -266,7 +268,8 @@ class Reader:
         """So many events are worth waking it for."""
         self._subscription = subscription
         self._bell = threading.Event()
-        self._is_busy = False
+        self._last = -math.inf
+        """When it has taken some, by the monotonic clock."""
         self.is_gone = False
         """Whether it wants no more."""
         subscription.hand_to(self)
@@ -284,13 +287,19 @@ class Reader:
     def take(self, timeout: float, limit: int = _BATCH) -> Batch:
         """Drafts that wait, oldest first, at most `limit`; none where `timeout` seconds bring none."""
         subscription = self._subscription
-        deadline = time.monotonic() + timeout
-        if self._is_busy:
-            self._wait(subscription.crowd, min(timeout, subscription.queues.pace))
-        self._wait(1, deadline - time.monotonic())
-        batch = subscription.take(self, limit)
-        self._is_busy = bool(batch.runs)
-        return batch
+        now = time.monotonic()
+        deadline = now + timeout
+        while True:
+            if now - self._last < _QUIET:
+                self._wait(subscription.crowd, min(deadline - now, subscription.queues.pace))
+            else:
+                self._wait(1, deadline - now)
+            batch = subscription.take(self, limit)
+            now = time.monotonic()
+            if batch.runs:
+                self._last = now
+            if batch.runs or now >= deadline or self.finished:
+                return batch
 
     def give_up(self) -> None:
         """Take nothing more, and wake whoever waits in `take`: where it sent to is gone."""

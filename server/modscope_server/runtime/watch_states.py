@@ -10,8 +10,8 @@ from modscope_server.runtime.hook_states import HookState
 __all__ = ["Changes"]
 
 _SECONDS = 1.0
-_SHARE = 0.05
-"""Of its thread's time that looking may take."""
+_SHARE = 0.01
+"""Of the time that the looking of all watches may take."""
 
 
 class Changes:
@@ -19,7 +19,8 @@ class Changes:
 
     Args:
         states: the hooks as they are now.
-        at_most: seconds after which it looks in any case.
+        at_most: seconds after which it looks in any case, unless looking takes too long.
+        watches: how many of them look.
         clock: seconds that pass.
     """
 
@@ -28,10 +29,13 @@ class Changes:
         states: Callable[[], Sequence[HookState]],
         at_most: float,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        watches: Callable[[], int] = lambda: 1,
     ) -> None:
         self._states = states
         self._at_most = at_most
         self._clock = clock
+        self._watches = watches
         self._pause = _SECONDS
         self._known: dict[tuple[str, str], tuple[str, str, bool]] = {}
         self.due = 0.0
@@ -58,5 +62,5 @@ class Changes:
                 changed.append(state)
         self._pause = _SECONDS if changed else min(2 * self._pause, self._at_most)
         ended = self._clock()
-        self.due = ended + max(self._pause, (ended - began) / _SHARE)
+        self.due = ended + max(self._pause, (ended - began) * max(1, self._watches()) / _SHARE)
         return changed

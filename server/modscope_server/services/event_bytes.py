@@ -85,7 +85,7 @@ def pack(draft: Draft) -> Item:
         reduction = value.reduction
         if value.copy is not None or (reduction is not None and not reduction.is_here):
             return draft
-    return draft.encoded or common_part(draft)
+    return _body(draft)
 
 
 def common_part(draft: Draft) -> bytes:

@@ -38,7 +38,8 @@ def command(
     """Record a watch into FILE.
 
     'modscope replay' prints it or feeds it to a monitoring tool, without a server. A file of that name is
-    replaced. At most the last second is lost where the recorder is killed.
+    replaced. Where the recorder is killed its last seconds are lost: two of a busy watch, five of a
+    quiet one.
 
     Ends with 0 after --count or --duration, or when the server closes and neither was given; with 130
     on Ctrl-C, with 143 on SIGTERM, with 1 where --overflow disconnect has ended it.

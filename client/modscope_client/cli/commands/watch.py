@@ -38,9 +38,10 @@ __all__ = ["command"]
 def command(settings: Settings, watch: dict[str, Any], count: int | None, duration: float | None) -> None:
     """Stream what modules see and give while they work.
 
-    One line per event, written at once; -o json and -o jsonl write one object per line. GLOB is on
-    module paths. Training never waits, unless --overflow block says so: events that come faster than
-    they are written are dropped, and counted. A hook that cannot see is told of, with the reason.
+    One line per event, written as it comes; those of a busy stream come in batches, up to a second late.
+    -o json and -o jsonl write one object per line. GLOB is on module paths. Training never waits, unless
+    --overflow block says so: events that come faster than they are written are dropped, and counted. A
+    hook that cannot see is told of, with the reason.
 
     Ends with 0 after --count or --duration, or when the server closes and neither was given; with
     130 on Ctrl-C; with 1 where --overflow disconnect has ended it. However it ends, its hooks are gone.
