@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from modscope.blocks import keep_message_blocks
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, ModscopeError, from_rpc, no_safe_point, stalled
-from modscope_client.memory import Memory, keep_message_blocks
+from modscope_client.memory import Memory
 from modscope_client.rpcs import Rpc
 from modscope_client.transport import grpc
 

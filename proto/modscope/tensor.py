@@ -34,10 +34,9 @@ class TensorData:
 
     def __post_init__(self) -> None:
         expected = byte_size(self.dtype, self.shape)
-        if expected is not None and expected != memoryview(self.data).nbytes:
+        if expected is not None and expected != self.nbytes:
             raise ValueError(
-                f"a {self.dtype} tensor of shape {list(self.shape)} has {expected} bytes, "
-                f"got {memoryview(self.data).nbytes}"
+                f"a {self.dtype} tensor of shape {list(self.shape)} has {expected} bytes, got {self.nbytes}"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import deque
 
 import numpy
 import pytest
@@ -91,13 +92,16 @@ def test_memory_of_sizes_that_nobody_asks_for_gives_way() -> None:
 
 def test_free_memory_adds_little_to_the_most_that_was_in_use() -> None:
     memory = watched()
-    most = 100 << 20
-    for step in range(40):
-        # As in a full queue: of different sizes, and each goes as another one comes.
-        copies = [memory.copied(torch.empty(((step * 7 + part * 5) % 16 + 1) << 18)) for part in range(4)]
-        assert sum(copy.nbytes for copy in copies) <= most
-        held = sum(copy.nbytes for copy in copies)
-        assert held + memory.free <= 4 * (16 << 20) + (32 << 20)
+    held: deque[TensorData] = deque()
+    most = 0
+    for step in range(160):
+        # As in a full queue: of different sizes, and the oldest goes as another one comes.
+        held.append(memory.copied(torch.empty((step * 7 % 16 + 1) << 18)))
+        in_use = sum(copy.nbytes for copy in held)
+        most = max(most, in_use)
+        assert in_use + memory.free <= most + (8 << 20) + (16 << 20), "what is spare, and the largest of all"
+        if len(held) == 6:
+            held.popleft()
 
 
 def test_memory_is_kept_for_a_while_after_the_last_watch_and_then_no_more() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from modscope_server.inspection import host_reduction
 from modscope_server.inspection.host_reduction import FEW
 from modscope_server.inspection.records import StatsRecord
-from modscope_server.inspection.statistics import Reduction, statistics
+from modscope_server.inspection.statistics import Later, Reduction, statistics
 from modscope_server.runtime import captured, later
 from modscope_server.runtime.captured import Form, plain_value_in
 
@@ -98,39 +99,57 @@ def test_who_asks_early_has_all_reduced_and_the_next_ones_gather_anew(
 def test_a_batch_that_is_full_is_reduced_without_anybody_asking() -> None:
     reductions = [seen(torch.full((FEW,), float(row))) for row in range(40)]
     parts = [reduction.parts for reduction in reductions]
-    assert all(isinstance(part, later._Waiting) for part in parts)
-    settled = [isinstance(part, later._Waiting) and part.result is not None for part in parts]
+    assert all(isinstance(part, Later) for part in parts)
+    settled = [isinstance(part, Later) and part.result is not None for part in parts]
     assert settled[0]
     assert not settled[-1]
 
 
-def test_a_hook_does_not_wait_for_one_who_reduces() -> None:
-    seen(torch.ones(1)).resolve()
-    seen(torch.ones(2))
-    batch = later._GATHERING.batch
-    batch.closed = True  # as a reader has it that has just begun
-    with batch._reducing:
+def test_a_hook_does_not_wait_for_one_who_reduces(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, goes_on, told = threading.Event(), threading.Event(), threading.Event()
+    means: list[float | None] = []
+
+    def slowly(rows: Any) -> Any:
+        if len(rows) == 1 and rows[0, 0] == 1.0:
+            begun.set()
+            assert goes_on.wait(60)
+        return host_reduction.parts_of_rows(rows)
+
+    def hooks() -> None:
+        first = seen(torch.full((2,), 1.0))
+        threading.Thread(target=first.resolve, daemon=True).start()
+        assert begun.wait(60)
         second = seen(torch.full((2,), 3.0))
-    assert later._GATHERING.batch is not batch
-    assert second.resolve().mean == 3.0
+        told.set()
+        assert goes_on.wait(60)
+        means.extend([first.resolve().mean, second.resolve().mean])
+
+    monkeypatch.setattr(later, "parts_of_rows", slowly)
+    thread = threading.Thread(target=hooks, daemon=True)
+    thread.start()
+    assert told.wait(20), "the hook has waited"
+    goes_on.set()
+    thread.join(20)
+    assert means == [1.0, 3.0]
 
 
-def test_an_interrupt_between_two_hooks_leaves_all_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen(torch.ones(1)).resolve()
-    first = seen(torch.full((3,), 1.0))
-    broken: list[bool] = []
-
-    class Interrupted:
-        def __init__(self, batch: object) -> None:
-            broken.append(True)
+@pytest.mark.parametrize("appended", [False, True])
+def test_an_interrupt_within_a_hook_leaves_all_others_in_place(appended: bool) -> None:
+    class Interrupted(list[Any]):
+        def append(self, item: Any) -> None:
+            if appended:
+                super().append(item)
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(later, "_Waiting", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            seen(torch.full((3,), 2.0))
+    seen(torch.ones(1)).resolve()
+    first = seen(torch.full((3,), 1.0))
+    batch = later._GATHERING.batch
+    batch._waiting = Interrupted(batch._waiting)
+    with pytest.raises(KeyboardInterrupt):
+        seen(torch.full((3,), 2.0))
+    batch._waiting = list(batch._waiting)
+    assert len(batch._waiting) == 1 + appended
     third = seen(torch.full((3,), 3.0))
-    assert broken
     assert [first.resolve().mean, third.resolve().mean] == [1.0, 3.0]
 
 
@@ -151,8 +170,8 @@ def test_hooks_of_several_threads_and_a_reader_beside_them() -> None:
                     wrong.append(f"{reduction.resolve()} for {value}")
                 position += 1
 
-    threads = [threading.Thread(target=hooks, args=(10_000 * n,)) for n in range(4)]
-    threads.append(threading.Thread(target=reader))
+    threads = [threading.Thread(target=hooks, args=(10_000 * n,), daemon=True) for n in range(4)]
+    threads.append(threading.Thread(target=reader, daemon=True))
     for thread in threads:
         thread.start()
     for thread in threads:

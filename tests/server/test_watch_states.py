@@ -17,12 +17,12 @@ OTHER = replace(FIRED, path="b")
 class World:
     """Hooks, and a clock that a look takes some seconds of."""
 
-    def __init__(self, *states: HookState) -> None:
+    def __init__(self, *states: HookState, watches: int = 1) -> None:
         self.now = 100.0
         self.states = states
         self.looks = 0
         self.cost = 0.0
-        self.changes = Changes(self.look, 5.0, lambda: self.now)
+        self.changes = Changes(self.look, 5.0, lambda: self.now, watches=lambda: watches)
 
     def look(self) -> tuple[HookState, ...]:
         self.looks += 1
@@ -76,8 +76,7 @@ def test_a_look_that_takes_long_is_rare() -> None:
 
 def test_many_watches_share_the_time_that_looking_may_take() -> None:
     for watches, seconds in ((1, 1.0), (64, 6.4)):
-        world = World(ARMED)
-        world.changes = Changes(world.look, 5.0, lambda world=world: world.now, watches=lambda n=watches: n)  # type: ignore[misc]
+        world = World(ARMED, watches=watches)
         world.cost = 0.001
         world.news_after(0)
         assert world.changes.due - world.now == pytest.approx(seconds)

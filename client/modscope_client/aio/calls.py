@@ -9,10 +9,11 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from modscope.blocks import keep_message_blocks
 from modscope_client import calls
 from modscope_client.channel import Endpoint, forked_or_closed
 from modscope_client.errors import Internal, from_rpc, no_safe_point, stalled
-from modscope_client.memory import Memory, keep_message_blocks
+from modscope_client.memory import Memory
 from modscope_client.rpcs import Rpc
 from modscope_client.transport import grpc
 

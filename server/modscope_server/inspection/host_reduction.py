@@ -14,7 +14,6 @@ from modscope_server.inspection.partial_sums import Part
 __all__ = [
     "CHUNK",
     "FEW",
-    "SMALL",
     "finite_elements",
     "host_parts",
     "parts_of_rows",
@@ -27,15 +26,12 @@ CHUNK = 1 << 20
 """Elements reduced at a time; bounds the temporaries."""
 FEW = 1 << 11
 """Up to so many elements, the calls that reduce them cost more than their work."""
-SMALL = 1 << 13
+_SMALL = 1 << 13
 """Up to so many elements, converting to float64 costs no more than float32 with its checks."""
 _ROW = 1 << 10
 """float32 is summed within rows of this length, and rows in float64."""
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _AS_THEY_ARE = frozenset((torch.float32, torch.float64))
-_EACH = numpy.ones(SMALL)
-_DOUBLE = _EACH.dtype
-_LEAST, _LARGEST, _COUNT = numpy.minimum.reduce, numpy.maximum.reduce, numpy.count_nonzero
 _ONES = {4: numpy.ones((_ROW, 1), "float32"), 8: numpy.ones((_ROW, 1), "float64")}
 _SAFE = {4: (1e-10, 1e17), 8: (1e-140, 1e140)}
 """Item size -> range of the largest magnitude in which the squares of a row neither overflow nor vanish."""
@@ -60,8 +56,7 @@ def plain_values(t: torch.Tensor) -> Any:
 
 def plain_parts(values: Any) -> tuple[Part, ...]:
     """Reduce one dimension of float32 or float64, of no more elements than a chunk."""
-    small = _small(values) if len(values) <= SMALL and values.itemsize == 4 else None
-    return (small or _part(values, alone=True),)
+    return (_part(values, alone=True),)
 
 
 def parts_of_rows(rows: Any) -> list[Part]:
@@ -90,9 +85,7 @@ def _parts_of_rows(rows: Any) -> list[Part]:
     is_plain = (low < high) & (spread >= _OFF_CENTRE * total * mean) & numpy.isfinite(squares)
     columns = (mean, numpy.sqrt(numpy.abs(spread)), numpy.sqrt(squares), low, high, is_plain)
     return [
-        tuple.__new__(Part, (count, mean, 0.0, dev, norm, low, high, zero, 0, 0))
-        if plain
-        else _part(row, alone=True)
+        Part(count, mean, 0.0, dev, norm, low, high, zero, 0, 0) if plain else _part(row, alone=True)
         for row, zero, mean, dev, norm, low, high, plain in zip(
             rows, zeros, *(column.tolist() for column in columns), strict=True
         )
@@ -123,30 +116,6 @@ def safe_scale(largest: float, itemsize: int) -> float:
     return float(2.0 ** max(-1000, min(1000, math.frexp(largest)[1])))
 
 
-def _small(values: Any) -> Part | None:
-    """Reduce some thousand elements of float32; None where some are not finite, or all are alike.
-
-    What small models give to hooks most of the time, so it is one function: between a training loop's own
-    operations each call costs several times what it does in a loop of its own.
-    """
-    count = len(values)
-    low, high = float(_LEAST(values)), float(_LARGEST(values))
-    if not -math.inf < low < high < math.inf:
-        return None
-    zeros = int(_COUNT(values == 0)) if low <= 0 <= high else 0
-    wide, ones = values.astype(_DOUBLE), _EACH[:count]
-    total, squares = float(wide.dot(ones)), float(wide.dot(wide))
-    mean = total / count
-    spread = squares - total * mean
-    if spread < _OFF_CENTRE * total * mean:
-        wide -= mean
-        shift = float(wide.dot(ones))
-        spread = float(wide.dot(wide)) - shift * shift / count
-        mean += shift / count
-    dev = math.sqrt(spread) if spread > 0 else 0.0
-    return tuple.__new__(Part, (count, mean, 0.0, dev, math.sqrt(squares), low, high, zeros, 0, 0))
-
-
 def _part(values: Any, *, alone: bool) -> Part:
     """Reduce a chunk of float32 or float64; `alone`: no other chunk follows that could cancel it."""
     low, high = float(numpy.minimum.reduce(values)), float(numpy.maximum.reduce(values))
@@ -173,7 +142,7 @@ def _part(values: Any, *, alone: bool) -> Part:
 def _moments(values: Any, alone: bool) -> tuple[float, float, float]:
     """Mean, root of the summed squared distances from it, and norm of a chunk of safe magnitudes."""
     count = len(values)
-    if count <= SMALL:
+    if count <= _SMALL:
         values = values.astype(numpy.float64, copy=False)
     total, squares = _sums(values)
     is_single = values.itemsize == 4
@@ -196,7 +165,7 @@ def _sums(values: Any) -> tuple[float, float]:
     As products of rows, each of which is one call of BLAS that is too short for its threads.
     """
     count = len(values)
-    if count <= SMALL:
+    if count <= _SMALL:
         return float(numpy.add.reduce(values)), float(numpy.dot(values, values))
     whole = count // _ROW * _ROW
     rows = values[:whole].reshape(-1, 1, _ROW)

@@ -61,4 +61,4 @@ def record(count: int, is_complex: bool, whole: Part) -> StatsRecord:
     std = dev / math.sqrt(finite)
     if is_complex:
         return StatsRecord(count, None, std, None, None, norm, zeros, nan, inf)
-    return tuple.__new__(StatsRecord, (count, mean, std, low, high, norm, zeros, nan, inf))
+    return StatsRecord(count, mean, std, low, high, norm, zeros, nan, inf)

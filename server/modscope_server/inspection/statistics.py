@@ -23,17 +23,32 @@ _DEVICE_CHUNK = 1 << 24
 _EXACT = frozenset((torch.float32, torch.float64))
 
 
+class Gathered(Protocol):
+    """Small tensors on the CPU that are reduced together."""
+
+    def reduce(self) -> None:
+        """Give each of them its `result`; this computes, and waits for no device."""
+
+
 class Later:
     """What stands for the part of a small tensor on the CPU until somebody asks for it.
 
-    No abstract class of the standard library's kind: what is asked of those for each event costs too much.
+    Args:
+        gathered: what the tensor is one of.
     """
 
-    __slots__ = ()
+    __slots__ = ("_gathered", "result")
+
+    def __init__(self, gathered: Gathered) -> None:
+        self._gathered = gathered
+        self.result: Part | None = None
 
     def part(self) -> Part:
-        """What its one chunk contributes; this computes, and waits for nothing."""
-        raise NotImplementedError
+        """What its one chunk contributes; where that is not known, all that were gathered are reduced."""
+        if self.result is None:
+            self._gathered.reduce()
+        assert self.result is not None
+        return self.result
 
 
 class Numbers(Protocol):
@@ -45,6 +60,9 @@ class Numbers(Protocol):
 
     def tolist(self) -> Any:
         """The elements in lists; away from the CPU this waits for the device."""
+
+
+_HERE = (tuple, Later)
 
 
 class Reduction(NamedTuple):
@@ -63,8 +81,7 @@ class Reduction(NamedTuple):
     @property
     def is_here(self) -> bool:
         """Whether all of it is known on the host, or takes no waiting to be."""
-        parts = self.parts
-        return isinstance(parts, tuple) or isinstance(parts, Later)  # noqa: SIM101 - a tuple of types is slower
+        return isinstance(self.parts, _HERE)
 
     def resolve(self) -> StatsRecord:
         """The statistics; away from the CPU this waits for the device."""
@@ -122,7 +139,7 @@ def reduce(t: torch.Tensor, *, histogram: bool = False, sample: int = 0) -> Redu
     if values is not None and 0 < len(values) <= CHUNK and not 0 < sample < len(values):
         parts = plain_parts(values)
         buckets = host_histogram((values,), joined(parts), values.itemsize) if histogram else None
-        return tuple.__new__(Reduction, (len(values), False, parts, buckets, None))
+        return Reduction(len(values), False, parts, buckets)
     reason = unreadable_reason(t)
     if reason:
         raise NotMaterialized(

@@ -11,7 +11,7 @@ and longer, since it would have to fetch all that the hooks have made from their
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from modscope_server.runtime.drafts import Draft, DraftValue, HookEvent, HookValue, Item
 from modscope_server.runtime.queues import Queues
@@ -99,15 +99,15 @@ class Fan:
         self._sure = 0
         # Other threads may append meanwhile, and take nothing out.
         drafts: list[Draft] = [recent.popleft() for _ in range(len(recent))]
-        items: list[Item] = list(drafts)
-        if pack is not None:
-            try:
+        items: Iterable[Item] = drafts
+        try:
+            if pack is not None:
                 items = [pack(draft) for draft in drafts]
-            except Exception:
-                pass  # they go as they are: whoever sends them hears of it
-            except BaseException:
-                recent.extendleft(reversed(drafts))
-                raise
+        except Exception:
+            pass  # they go as they are: whoever sends them hears of it
+        except BaseException:
+            recent.extendleft(reversed(drafts))
+            raise
         blocks = blocks_of(items)
         for subscription in self._subscriptions:
             subscription.accept(blocks)

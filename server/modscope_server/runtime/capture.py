@@ -167,7 +167,7 @@ class ModuleTap:
         self.last_step["forward"] = step
         value = plain_value_in(listeners.only, "output", "", output)  # type: ignore[arg-type]
         whose = self.model, self.path, self.raw_path, self.type
-        draft = tuple.__new__(Draft, (step, *whose, "forward", index, recompute, time.time(), (value,)))
+        draft = Draft(step, *whose, "forward", index, recompute, time.time(), (value,))
         for sink in listeners.sinks:
             sink.publish(draft)
         return True

@@ -11,9 +11,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from modscope_server.errors import NotMaterialized
-from modscope_server.inspection.host_reduction import FEW, SMALL, plain_parts
+from modscope_server.inspection.host_reduction import FEW, plain_values
 from modscope_server.inspection.statistics import Reduction, reduce
-from modscope_server.inspection.tensors import dtype_name, shape_of, unreadable_reason
+from modscope_server.inspection.tensors import dtype_name, numel_of, shape_of, unreadable_reason
 from modscope_server.runtime.cuda_copies import gathered
 from modscope_server.runtime.drafts import DraftValue
 from modscope_server.runtime.later import reduced_later
@@ -59,10 +59,6 @@ def value_in(form: Form, role: str, key: str, tensor: torch.Tensor | None, note:
 def plain_value_in(form: Form, role: str, key: str, tensor: torch.Tensor) -> DraftValue:
     """A value that is exactly a torch.Tensor, in one form."""
     payload, sample, index, dtype = form
-    if payload == "stats" and not sample and not index:
-        small = _small(tensor)
-        if small is not None:
-            return tuple.__new__(DraftValue, (role, key, tuple(tensor.shape), "float32", small, None, ""))
     note = ""
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         return DraftValue(role, key, tuple(tensor.shape), dtype_name(tensor), None, None, _RECORDED)
@@ -104,33 +100,6 @@ def _nothing() -> None:
 _LAST = _Last()
 
 
-def _small(tensor: torch.Tensor) -> Reduction | None:
-    """The reduction of a plain tensor of some thousand elements of float32 on the CPU; None for others.
-
-    As `_reduced` does, in one function: this is what hooks of small models see most of the time.
-    """
-    if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.is_inference():
-        return None
-    seen, seen_version, known = _LAST.seen
-    version = tensor._version
-    if seen_version != version or seen() is not tensor:
-        known = {}
-        _LAST.seen = weakref.ref(tensor), version, known
-    elif ("", 0) in known:
-        reduction = known["", 0]
-        return reduction if reduction.buckets is None else reduction._replace(buckets=None)
-    try:
-        count = tensor.numel()
-        if not 0 < count <= SMALL or not tensor.untyped_storage().nbytes():
-            return None
-        values = tensor.detach().numpy().reshape(-1)
-    except (RuntimeError, TypeError):
-        return None  # no plain elements
-    parts = reduced_later(values) if count <= FEW else plain_parts(values)
-    reduction = known["", 0] = tuple.__new__(Reduction, (count, False, parts, None, None))
-    return reduction
-
-
 def _reduced(tensor: torch.Tensor, histogram: bool, sample: int, index: str) -> Reduction:
     """The reduction of a tensor, from the hook before where that saw the same one.
 
@@ -155,6 +124,10 @@ def _reduced(tensor: torch.Tensor, histogram: bool, sample: int, index: str) -> 
 
 
 def _fresh(tensor: torch.Tensor, histogram: bool, sample: int, index: str) -> Reduction:
+    if not (histogram or sample or index) and numel_of(tensor) <= FEW:
+        values = plain_values(tensor)
+        if values is not None and len(values) and values.itemsize == 4:
+            return Reduction(len(values), False, reduced_later(values))
     part = part_of(tensor, index) if index else tensor
     reduction = reduce(part, histogram=histogram, sample=sample)
     return gathered(reduction) if tensor.is_cuda else reduction

@@ -7,16 +7,14 @@ and a hook makes training wait for it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import mmap
 import threading
-import weakref
-from collections import deque
 from typing import Any, TypeAlias
 
 import numpy
 import torch
 
+from modscope.blocks import FreeBlocks, keep_message_blocks, lent
 from modscope.tensor import TensorData
 from modscope_server.inspection.tensors import dtype_name, nbytes, snapshot, to_data
 
@@ -32,7 +30,6 @@ _MOST_FREE = 256 << 20
 _SPARE = 8 << 20
 """Free bytes of other sizes that stay where a size is asked for of which none is free."""
 _KEEP_SECONDS = 10.0
-_LARGER_THAN_MESSAGES = 8 << 20
 
 
 class CopyMemory:
@@ -52,17 +49,17 @@ class CopyMemory:
         self._watches = 0
         self._timer: threading.Timer | None = None
         # Blocks come back whenever the last reference to one goes, in any thread: no lock is taken then.
-        self._free: dict[int, deque[_Block]] = {}
+        self._free = FreeBlocks()
 
     def count(self, change: int) -> None:
         """One watch more, or one fewer."""
-        _keep_message_blocks()
+        keep_message_blocks()
         with self._mutex:
             self._watches += change
             timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
-            if not self._watches and self._free:
+            if not self._watches and self.free:
                 timer = threading.Timer(self._keep, self._let_go)
                 timer.daemon = True
                 with contextlib.suppress(RuntimeError):
@@ -72,7 +69,7 @@ class CopyMemory:
     @property
     def free(self) -> int:
         """Bytes that are kept and not in use."""
-        return sum(size * len(blocks) for size, blocks in list(self._free.items()))
+        return self._free.bytes
 
     def copied(self, tensor: torch.Tensor) -> TensorData:
         """A copy of a readable tensor on the CPU, row-major.
@@ -83,49 +80,21 @@ class CopyMemory:
         size = nbytes(tensor)
         if size < _LEAST_OWN:
             return to_data(tensor)
-        place = numpy.empty(size, numpy.uint8) if size < _LEAST else self._lent(size)
+        place = numpy.empty(size, numpy.uint8) if size < _LEAST else lent(self._taken(size), self._give)
         snapshot(tensor, torch.from_numpy(place))
         return TensorData(dtype_name(tensor), tuple(tensor.shape), place.data)
 
-    def _lent(self, size: int) -> _Block:
-        block = self._taken(size)
-        # What is made over the loan holds the loan; the block is held by who is told that it is gone.
-        loan = numpy.frombuffer(block.data, numpy.uint8)
-        weakref.finalize(loan, self._give, block).atexit = False
-        return loan
-
     def _taken(self, size: int) -> _Block:
-        block = self._popped(size)
+        block = self._free.take(size)
         if block is None:
-            self._make_way(size)
+            self._free.give_way(min(size, self.free - _SPARE))
             block = _fresh(size)
         return block
-
-    def _popped(self, size: int) -> _Block | None:
-        """A free block of that size, where there is one. A size of which none is left is forgotten."""
-        blocks = self._free.get(size)
-        if blocks is None:
-            return None
-        try:
-            return blocks.pop()
-        except IndexError:
-            return None
-        finally:
-            if not blocks:
-                self._free.pop(size, None)
-
-    def _make_way(self, size: int) -> None:
-        """Give as much back to the system as is taken from it next, the sizes first of which most is free."""
-        left = min(size, self.free - _SPARE)
-        while left > 0 and (sizes := list(self._free.items())):
-            fullest, _ = max(sizes, key=lambda item: item[0] * len(item[1]))
-            self._popped(fullest)
-            left -= fullest
 
     def _give(self, block: _Block) -> None:
         is_expected = self._watches or self._timer is not None
         if is_expected and self.free + block.nbytes <= _MOST_FREE:
-            self._free.setdefault(block.nbytes, deque()).append(block)
+            self._free.put(block)
 
     def _let_go(self) -> None:
         with self._mutex:
@@ -141,15 +110,6 @@ def _fresh(size: int) -> _Block:
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return numpy.frombuffer(memory, numpy.uint8)
-
-
-@functools.cache
-def _keep_message_blocks() -> None:
-    """Have malloc keep the memory of messages, for the hundreds that follow.
-
-    glibc gives a freed block of that size back to the system until the process has once freed a larger one.
-    """
-    bytes(_LARGER_THAN_MESSAGES)
 
 
 COPY_MEMORY = CopyMemory()

@@ -85,8 +85,9 @@ class HookEvent(NamedTuple):
     """Events that the subscription had lost when this one was taken."""
 
 
-def event_of(sequence: int, draft: Draft, dropped: int) -> HookEvent:
+def event_of(sequence: int, draft: Item, dropped: int) -> HookEvent:
     """A draft with its values in host memory; where they lie on a device this waits for it."""
+    assert isinstance(draft, Draft), "nothing is packed for who reads in this process"
     return HookEvent(sequence, *draft[:-1], tuple(map(_value, draft.values)), dropped)
 
 
@@ -96,6 +97,8 @@ def figures_of(
     """Statistics, histogram and sample, waited for where they are on a device, and why there are none."""
     try:
         stats = reduction.resolve()
+        if reduction.buckets is None and reduction.population is None:
+            return stats, None, None, ""
         histogram = None if reduction.buckets is None else reduction.histogram()
         sample = None if reduction.population is None else reduction.sample()
     except RuntimeError as error:

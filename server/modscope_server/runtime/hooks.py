@@ -142,7 +142,8 @@ class HookManager:
             if shared is not None:
                 self._selections[shared] = selection
             self.step_ends.count(1)
-            COPY_MEMORY.count(int(spec.payload == "tensor"))
+            if spec.payload == "tensor":
+                COPY_MEMORY.count(1)
         try:
             self._put_on(watch, registered, hooked)
         except BaseException:
@@ -186,7 +187,8 @@ class HookManager:
             self._taps = {key: tap for key, tap in self._taps.items() if tap.sinks}
         self.insight.end(watch.eager)
         self.step_ends.count(-1)
-        COPY_MEMORY.count(-(watch.form.payload == "tensor"))
+        if watch.form.payload == "tensor":
+            COPY_MEMORY.count(-1)
         counters = subscription.counters()
         if subscription.reader is None and (subscription.is_abandoned or subscription.finished):
             subscription.close()

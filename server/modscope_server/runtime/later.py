@@ -16,7 +16,6 @@ from typing import Any
 import numpy
 
 from modscope_server.inspection.host_reduction import FEW, parts_of_rows
-from modscope_server.inspection.partial_sums import Part
 from modscope_server.inspection.statistics import Later
 
 __all__ = ["reduced_later"]
@@ -25,30 +24,13 @@ _ROOM = 16 * FEW
 """Elements that gather: 128 KiB, which stay in the processor's cache."""
 
 
-class _Waiting(Later):
-    """One tensor of a batch."""
-
-    __slots__ = ("_batch", "result")
-
-    def __init__(self, batch: _Batch) -> None:
-        self._batch = batch
-        self.result: Part | None = None
-
-    def part(self) -> Part:
-        """The part; reduces all that have gathered with it, where that has not been done."""
-        if self.result is None:
-            self._batch.reduce()
-        assert self.result is not None
-        return self.result
-
-
 class _Batch:
     """Elements of several tensors, one after the other. One thread adds, any may reduce."""
 
     def __init__(self, free: deque[Any]) -> None:
         self._free = free
         self._elements: Any = free.pop() if free else numpy.empty(_ROOM, "float32")
-        self._waiting: list[tuple[_Waiting, int, int]] = []
+        self._waiting: list[tuple[Later, int, int]] = []
         """Each with its first element and the one after its last."""
         self._adding = threading.Lock()
         self._reducing = threading.Lock()
@@ -63,7 +45,7 @@ class _Batch:
             if self.closed or end > _ROOM:
                 return None
             self._elements[start:end] = values
-            waiting = _Waiting(self)
+            waiting = Later(self)
             # An interrupt before this has added nothing, one after it all.
             self._waiting.append((waiting, start, end))
             return waiting
@@ -85,7 +67,7 @@ class _Batch:
             self._free.append(elements)
 
 
-def _size(waiting: tuple[_Waiting, int, int]) -> int:
+def _size(waiting: tuple[Later, int, int]) -> int:
     return waiting[2] - waiting[1]
 
 

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
+from modscope.tensor import TensorData
 from modscope_server.inspection.records import HistogramRecord, StatsRecord
 from modscope_server.inspection.statistics import Reduction, reduce
+from modscope_server.inspection.tensors import to_data
 from modscope_server.runtime.capture import Sink
 from modscope_server.runtime.drafts import Draft, DraftValue
 from modscope_server.runtime.tally import MOST_FAULTS, Tally, Told
@@ -88,19 +90,20 @@ def _draft_value(payload: str, taken: Reported, value: Any) -> DraftValue:
         if isinstance(value, torch.Tensor):
             copy = _wide(value.detach().reshape(()))
         else:
-            copy = torch.tensor(taken.number(), dtype=torch.float64, device="cpu")
+            copy = to_data(torch.tensor(taken.number(), dtype=torch.float64, device="cpu"))
     elif payload != "none":
         reduction = _LateReduction.of(taken, histogram=payload == "histogram")
     return DraftValue("metric", "", (), "float64", reduction, copy)
 
 
-def _wide(scalar: torch.Tensor) -> torch.Tensor:
+def _wide(scalar: torch.Tensor) -> torch.Tensor | TensorData:
     """A copy in float64, on its device: nothing waits for it here."""
     try:
-        return scalar.to(torch.float64, copy=True)
+        wide = scalar.to(torch.float64, copy=not scalar.is_cpu)
     except TypeError:
         # Some devices have no float64, and then no way to it but through the host.
-        return scalar.cpu().to(torch.float64)
+        wide = scalar.cpu().to(torch.float64)
+    return to_data(wide) if wide.is_cpu else wide
 
 
 class _LateReduction(Reduction):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from modscope_server.runtime.backlog import Backlog
-from modscope_server.runtime.drafts import Draft, HookEvent, event_of
+from modscope_server.runtime.drafts import HookEvent, event_of
 from modscope_server.runtime.queues import Queues
 from modscope_server.runtime.runs import Block, Run
 
@@ -188,8 +188,7 @@ class Subscription:
         """Events with their values in host memory, for a reader in this process: to it nothing is packed."""
         reader = self.reader or Reader(self)
         runs, dropped = reader.take(timeout, limit)
-        numbered = [one for run in runs for one in run.numbered()]
-        return [event_of(number, draft, dropped) for number, draft in numbered if isinstance(draft, Draft)]
+        return [event_of(number, item, dropped) for run in runs for number, item in run.numbered()]
 
     def counters(self) -> Counters:
         """What it has seen so far."""

@@ -132,15 +132,7 @@ def _value(value: DraftValue) -> bytes:
     if reduction is None and copy is None:
         return head + text(8, note) if note else head
     parts = [head]
-    if (
-        reduction is not None
-        and reduction.buckets is None
-        and reduction.population is None
-        and reduction.is_here
-    ):
-        stats = _stats(reduction.resolve())
-        parts += (_STATS, varint(len(stats)), stats)
-    elif reduction is not None:
+    if reduction is not None:
         record, histogram, sample, loss = figures_of(reduction)
         note = note or loss
         if record is not None:
@@ -173,7 +165,7 @@ def _spec(dtype: str, shape: tuple[int, ...], size: int) -> bytes:
 
 def _stats(record: StatsRecord) -> bytes:
     count, mean, std, low, high, norm, zeros, nan, inf = record
-    head = _count(count)
+    head = integer(1, count)
     if mean is None or std is None or low is None or high is None or norm is None:
         some = [real(number, value) for number, value in enumerate(record[1:6], 2) if value is not None]
         moments = b"".join(some)
@@ -182,11 +174,6 @@ def _stats(record: StatsRecord) -> bytes:
     if not (zeros or nan or inf):
         return head + moments
     return b"".join((head, moments, integer(7, zeros), integer(8, nan), integer(9, inf)))
-
-
-@lru_cache(maxsize=1 << 12)
-def _count(count: int) -> bytes:
-    return integer(1, count)
 
 
 def _histogram(record: HistogramRecord) -> bytes:
