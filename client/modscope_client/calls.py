@@ -41,9 +41,15 @@ class Origin(NamedTuple):
 
 
 class Calls:
-    """An open channel. Safe to use from several threads; of no use in a forked child."""
+    """An open channel. Safe to use from several threads; of no use in a forked child.
 
-    def __init__(self, endpoint: Endpoint, timeout: float, *, watch: bool = False) -> None:
+    Args:
+        endpoint: where it leads.
+        timeout: seconds that a call may take.
+        ahead: bytes on their way beyond what is read; None where gRPC is to choose.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout: float, *, ahead: int | None = None) -> None:
         self.endpoint = endpoint
         self.timeout = timeout
         """Seconds."""
@@ -51,7 +57,7 @@ class Calls:
         """Of the large arrays that it has brought."""
         self.closed = False
         self._opened_in = os.getpid()
-        self._channel = endpoint.open(watch=watch)
+        self._channel = endpoint.open(ahead=ahead)
         self._unary: dict[Rpc[Any, Any], Callable[..., Any]] = {}
 
     def close(self) -> None:

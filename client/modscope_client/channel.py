@@ -21,7 +21,9 @@ from modscope_client.transport import grpc
 __all__ = [
     "BULK_BYTES",
     "DEFAULT_TIMEOUT",
+    "EVENTS_AHEAD",
     "MAX_MESSAGE_BYTES",
+    "TENSORS_AHEAD",
     "Endpoint",
     "check_timeout",
     "forked_or_closed",
@@ -45,12 +47,10 @@ _OPTIONS: dict[str, int] = {
     "grpc.max_reconnect_backoff_ms": 2_000,
 }
 
-_WATCH_OPTIONS: dict[str, int] = {
-    # Without these thousands of events lie unread on their way to a slow reader.
-    "grpc.http2.bdp_probe": 0,
-    "grpc.http2.lookahead_bytes": 16_384,
-    "grpc.use_local_subchannel_pool": 1,
-}
+EVENTS_AHEAD = 16 << 10
+"""Bytes on their way to a reader of events: gRPC's own choice lets thousands lie there, old and unread."""
+TENSORS_AHEAD = MAX_MESSAGE_BYTES
+"""The same for whole tensors: with less on the way, each message is sent when the one before was taken."""
 
 _SERVICE_CONFIG = json.dumps(
     {
@@ -124,18 +124,18 @@ class Endpoint:
         """unix:/path or host:port."""
         return self.place.text
 
-    def open(self, *, watch: bool = False) -> grpc.Channel:
-        """A channel to it; for a watch, one that holds little on the way."""
+    def open(self, *, ahead: int | None = None) -> grpc.Channel:
+        """A channel to it; for a watch, one that holds so many bytes on the way, beyond what is read."""
         self._check_fork()
-        options = self._options(watch)
+        options = self._options(ahead)
         if self.secure:
             return grpc.secure_channel(self.place.target, self._credentials(), options)
         return grpc.insecure_channel(self.place.target, options)
 
-    def open_async(self, *, watch: bool = False) -> grpc.aio.Channel:
+    def open_async(self, *, ahead: int | None = None) -> grpc.aio.Channel:
         """A channel of grpc.aio to it, of the running event loop."""
         self._check_fork()
-        options = self._options(watch)
+        options = self._options(ahead)
         if self.secure:
             return grpc.aio.secure_channel(self.place.target, self._credentials(), options)
         return grpc.aio.insecure_channel(self.place.target, options)
@@ -145,11 +145,15 @@ class Endpoint:
         caller = ("modscope-caller", f"{_process()}{threading.get_native_id()}")
         return (caller,) if self.token is None else (("authorization", f"Bearer {self.token}"), caller)
 
-    def _options(self, watch: bool) -> list[tuple[str, Any]]:
+    def _options(self, ahead: int | None) -> list[tuple[str, Any]]:
         options: dict[str, Any] = {**_OPTIONS, "grpc.service_config": _SERVICE_CONFIG}
         if self.place.local:
             options["grpc.enable_http_proxy"] = 0
-        return list({**options, **(_WATCH_OPTIONS if watch else {})}.items())
+        if ahead is not None:
+            options["grpc.http2.bdp_probe"] = 0
+            options["grpc.http2.lookahead_bytes"] = ahead
+            options["grpc.use_local_subchannel_pool"] = 1
+        return list(options.items())
 
     def _credentials(self) -> grpc.ChannelCredentials:
         return grpc.ssl_channel_credentials(self.root_certificates)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
-from modscope.v1 import hook_service_pb2
+from modscope.v1 import event_pb2, hook_service_pb2
 from modscope.wire import Frame
 from modscope_client.calls import Calls, Stream
+from modscope_client.channel import EVENTS_AHEAD, TENSORS_AHEAD
 from modscope_client.convert import hook_info
 from modscope_client.errors import Internal, ModscopeError, ResourceExhausted, Unavailable
 from modscope_client.memory import Memory
@@ -18,7 +19,7 @@ from modscope_client.rpcs import STOP_WATCH, WATCH
 from modscope_client.transfer import Events
 from modscope_client.types import Event, HookInfo, WatchCounters
 
-__all__ = ["Progression", "Subscription", "Watching", "is_kept"]
+__all__ = ["Progression", "Subscription", "Watching", "ahead_of", "is_kept"]
 
 _STOPPED = "stopped"
 
@@ -34,6 +35,12 @@ def _nothing() -> None:
 def is_kept(request: hook_service_pb2.WatchRequest) -> bool:
     """Whether a watch goes on without its reader."""
     return bool(request.keep_seconds or request.resume)
+
+
+def ahead_of(request: hook_service_pb2.WatchRequest) -> int:
+    """Bytes of a watch that may be on their way, beyond what is read."""
+    is_whole = request.payload == event_pb2.PAYLOAD_TENSOR and not request.index
+    return TENSORS_AHEAD if is_whole else EVENTS_AHEAD
 
 
 class Progression:
@@ -204,7 +211,7 @@ class Subscription(Watching):
         """
         if self._own is not None:
             raise RuntimeError("a watch is entered once: call watch() anew")
-        self._own = Calls(self._calls.endpoint, self._calls.timeout, watch=True)
+        self._own = Calls(self._calls.endpoint, self._calls.timeout, ahead=ahead_of(self.request))
         try:
             self._stream = self._own.watch(WATCH, self.request)
             self._progression = Progression.of(self._stream.first, self._own.memory)

@@ -15,7 +15,7 @@ import pytest
 from modscope.v1 import model_service_pb2, parameter_service_pb2
 from modscope_client import channel, rpcs
 from modscope_client.calls import Calls
-from modscope_client.channel import Endpoint, check_timeout
+from modscope_client.channel import EVENTS_AHEAD, Endpoint, check_timeout
 from modscope_client.errors import FailedPrecondition, InvalidArgument, Unavailable
 from tests.client.fake_server import serving
 
@@ -89,26 +89,26 @@ def test_the_boot_is_the_one_that_the_server_sees() -> None:
     assert boot == boot_id()
 
 
-def options_of(endpoint: Endpoint, *, watch: bool) -> dict[str, Any]:
-    return dict(endpoint._options(watch))
+def options_of(endpoint: Endpoint, *, ahead: int | None = None) -> dict[str, Any]:
+    return dict(endpoint._options(ahead))
 
 
 def test_a_watch_holds_little_on_the_way() -> None:
-    plain, watch = (options_of(find("unix:/s"), watch=watch) for watch in (False, True))
+    plain, watch = (options_of(find("unix:/s"), ahead=ahead) for ahead in (None, EVENTS_AHEAD))
     assert watch["grpc.http2.bdp_probe"] == 0 and watch["grpc.http2.lookahead_bytes"] == 16384
-    assert "grpc.http2.bdp_probe" not in plain
+    assert "grpc.http2.bdp_probe" not in plain and "grpc.http2.lookahead_bytes" not in plain
     for options in (plain, watch):
         assert options["grpc.max_receive_message_length"] == 8 << 20
         assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]
 
 
 def test_proxies_of_the_environment_serve_other_hosts_alone() -> None:
-    assert options_of(find("localhost:1"), watch=False)["grpc.enable_http_proxy"] == 0
-    assert "grpc.enable_http_proxy" not in options_of(find("host:1", token=None), watch=False)
+    assert options_of(find("localhost:1"))["grpc.enable_http_proxy"] == 0
+    assert "grpc.enable_http_proxy" not in options_of(find("host:1", token=None))
 
 
 def test_the_service_config_names_reads_alone() -> None:
-    (config,) = json.loads(options_of(find("unix:/s"), watch=False)["grpc.service_config"])["methodConfig"]
+    (config,) = json.loads(options_of(find("unix:/s"))["grpc.service_config"])["methodConfig"]
     names = {name["method"] for name in config["name"]}
     assert names == {name for _, name in rpcs.RETRIED} >= {rpc.name for rpc in rpcs.READS}
     assert not names & {"WriteTensor", "Freeze", "Unfreeze", "Reinitialize", "Upload", "Forward", "Watch"}

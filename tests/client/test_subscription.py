@@ -14,10 +14,11 @@ from torch import nn
 
 import modscope_server
 from modscope.v1 import hook_service_pb2
-from modscope_client import connect, rpcs
+from modscope_client import connect, rpcs, watch_request
 from modscope_client.calls import Calls
+from modscope_client.channel import EVENTS_AHEAD, TENSORS_AHEAD
 from modscope_client.errors import InvalidArgument, NotFound, Unavailable
-from modscope_client.subscription import Subscription
+from modscope_client.subscription import Subscription, ahead_of
 from modscope_client.types import Event, WatchCounters
 from tests.client.fake_server import Hold, serving
 from tests.end_to_end.serving import Served, bits, served, until
@@ -231,6 +232,19 @@ def subscription(messages: list[Response], hold: Hold | None = None) -> Iterator
         with Subscription(calls, hook_service_pb2.WatchRequest()) as watch:
             yield watch
         calls.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "ahead"),
+    [
+        ({}, EVENTS_AHEAD),
+        ({"payload": "histogram"}, EVENTS_AHEAD),
+        ({"payload": "tensor"}, TENSORS_AHEAD),
+        ({"payload": "tensor", "index": "[:, -1]"}, EVENTS_AHEAD),
+    ],
+)
+def test_whole_tensors_may_be_on_their_way_and_events_may_not(options: dict[str, Any], ahead: int) -> None:
+    assert ahead_of(watch_request.watch("", **options)) == ahead
 
 
 CREATED = Response(created=hook_service_pb2.WatchCreated(watch_id="7", paths=["a"], step=2, notes=["b"]))

@@ -46,16 +46,22 @@ def in_a_thread(take: Callable[[Any], None]) -> Callable[[Any], Awaitable[None]]
 
 
 class Calls:
-    """A channel of one event loop, opened by the first call; of no use in a forked child."""
+    """A channel of one event loop, opened by the first call; of no use in a forked child.
 
-    def __init__(self, endpoint: Endpoint, timeout: float, *, watch: bool = False) -> None:
+    Args:
+        endpoint: where it leads.
+        timeout: seconds that a call may take.
+        ahead: bytes on their way beyond what is read; None where gRPC is to choose.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout: float, *, ahead: int | None = None) -> None:
         self.endpoint = endpoint
         self.timeout = timeout
         """Seconds."""
         self.memory = Memory()
         """Of the large arrays that it has brought."""
         self.closed = False
-        self._watch = watch
+        self._ahead = ahead
         self._opened_in = os.getpid()
         self._opened: grpc.aio.Channel | None = None
         self._sync: calls.Calls | None = None
@@ -189,7 +195,7 @@ class Calls:
     def _channel(self) -> grpc.aio.Channel:
         self._check()
         if self._opened is None:
-            self._opened = self.endpoint.open_async(watch=self._watch)
+            self._opened = self.endpoint.open_async(ahead=self._ahead)
         return self._opened
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ from modscope.wire import Frame
 from modscope_client.aio.calls import Calls, Stream
 from modscope_client.errors import ModscopeError, ResourceExhausted
 from modscope_client.rpcs import STOP_WATCH, WATCH
-from modscope_client.subscription import Progression, Watching, is_kept
+from modscope_client.subscription import Progression, Watching, ahead_of, is_kept
 from modscope_client.types import Event
 
 __all__ = ["Subscription"]
@@ -41,7 +41,7 @@ class Subscription(Watching):
         """
         if self._own is not None:
             raise RuntimeError("a watch is entered once: call watch() anew")
-        self._own = Calls(self._calls.endpoint, self._calls.timeout, watch=True)
+        self._own = Calls(self._calls.endpoint, self._calls.timeout, ahead=ahead_of(self.request))
         try:
             self._stream = await self._own.watch(WATCH, self.request)
             self._progression = Progression.of(self._stream.first, self._own.memory)
