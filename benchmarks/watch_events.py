@@ -20,7 +20,7 @@ _TENSOR = 1024
 
 def run(quick: bool) -> list[Row]:
     """Events that came in a second, from the first hook to the last event at the subscriber."""
-    passes, effort = (2, QUICK) if quick else (150, Effort(20, 100, 60.0))
+    passes, effort = (2, QUICK) if quick else (600, Effort(20, 60, 100.0))
     count = passes * _MODULES
     with (
         workplace() as place,

@@ -17,8 +17,8 @@ __all__ = ["run"]
 def run(quick: bool) -> list[Row]:
     """Seconds a step over those under hooks by hand."""
     with one_thread(), workplace(), Child("benchmarks.reader") as reader:
-        loop, steps = small(), 20 if quick else 300
-        effort = QUICK if quick else Effort(20, 120, 60.0)
+        loop, steps = small(), 20 if quick else 1000
+        effort = QUICK if quick else Effort(20, 30, 150.0)
         sides = {
             "ours": lambda: watched(loop, steps, reader, {}),
             "by hand": lambda: under(loop, steps, lean_hooks),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from modscope.v1 import event_pb2, hook_service_pb2
 from modscope_server.inspection.partial_sums import Part
 from modscope_server.inspection.records import HistogramRecord
-from modscope_server.inspection.statistics import Reduction, reduce
+from modscope_server.inspection.statistics import Later, Reduction, reduce
+from modscope_server.runtime.captured import Form, plain_value_in
 from modscope_server.runtime.drafts import Draft, DraftValue
 from modscope_server.runtime.runs import Block, Run
 from modscope_server.services.event_bytes import common_part, entries, pack
@@ -147,6 +148,20 @@ def test_numbers_that_are_none_are_absent_and_others_are_not() -> None:
 
 def plain(step: int = 1, values: tuple[DraftValue, ...] = ()) -> Draft:
     return Draft(step, "m", "p", "p", "T", "forward", 0, False, 0.0, values)
+
+
+def test_rows_that_were_reduced_together_are_told_as_each_is() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7)
+    kinds = (x, x.relu(), x + 1e4, torch.full((7,), 3.0), torch.zeros(7), x / 0, x * math.nan, x * 1e38)
+    for tensors in (kinds, kinds[:1], kinds[1:2], kinds[6:7]):
+        values = [plain_value_in(Form("stats"), "output", "", tensor) for tensor in tensors]
+        reductions = [value.reduction for value in values]
+        assert all(reduction and isinstance(reduction.parts, Later) for reduction in reductions)
+        drafts = [plain(values=(value,)) for value in values]
+        assert all_sent(Run(0, Block(drafts), 0, len(drafts))) == [
+            told(draft, number, 0) for number, draft in enumerate(drafts)
+        ]
 
 
 @given(st.integers(0, 1 << 22), st.integers(1, 150), st.integers(0, 200), st.data())

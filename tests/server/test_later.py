@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from modscope_server.inspection import host_reduction
-from modscope_server.inspection.host_reduction import FEW
+from modscope_server.inspection import row_reduction
 from modscope_server.inspection.records import StatsRecord
+from modscope_server.inspection.row_reduction import FEW
 from modscope_server.inspection.statistics import Later, Reduction, statistics
 from modscope_server.runtime import captured, later
 from modscope_server.runtime.captured import Form, plain_value_in
@@ -79,13 +79,13 @@ def test_who_asks_early_has_all_reduced_and_the_next_ones_gather_anew(
 ) -> None:
     batches: list[int] = []
 
-    def counting(rows: torch.Tensor) -> list[object]:
+    def counting(rows: Any) -> row_reduction.Rows:
         batches.append(len(rows))
-        return list(real(rows))
+        return real(rows)
 
-    real = host_reduction.parts_of_rows
+    real = row_reduction.reduced_rows
     seen(torch.ones(2)).resolve()
-    monkeypatch.setattr(later, "parts_of_rows", counting)
+    monkeypatch.setattr(later, "reduced_rows", counting)
     tensors = [torch.full((4,), float(row)) for row in range(6)]
     first = [seen(tensor) for tensor in tensors[:4]]
     assert batches == []
@@ -113,7 +113,7 @@ def test_a_hook_does_not_wait_for_one_who_reduces(monkeypatch: pytest.MonkeyPatc
         if len(rows) == 1 and rows[0, 0] == 1.0:
             begun.set()
             assert goes_on.wait(60)
-        return host_reduction.parts_of_rows(rows)
+        return row_reduction.reduced_rows(rows)
 
     def hooks() -> None:
         first = seen(torch.full((2,), 1.0))
@@ -124,7 +124,7 @@ def test_a_hook_does_not_wait_for_one_who_reduces(monkeypatch: pytest.MonkeyPatc
         assert goes_on.wait(60)
         means.extend([first.resolve().mean, second.resolve().mean])
 
-    monkeypatch.setattr(later, "parts_of_rows", slowly)
+    monkeypatch.setattr(later, "reduced_rows", slowly)
     thread = threading.Thread(target=hooks, daemon=True)
     thread.start()
     assert told.wait(20), "the hook has waited"

@@ -13,10 +13,9 @@ from modscope_server.inspection.partial_sums import Part
 
 __all__ = [
     "CHUNK",
-    "FEW",
+    "OFF_CENTRE",
     "finite_elements",
     "host_parts",
-    "parts_of_rows",
     "plain_parts",
     "plain_values",
     "safe_scale",
@@ -24,10 +23,10 @@ __all__ = [
 
 CHUNK = 1 << 20
 """Elements reduced at a time; bounds the temporaries."""
-FEW = 1 << 11
-"""Up to so many elements, the calls that reduce them cost more than their work."""
-_SMALL = 1 << 13
+_TINY = 1 << 11
 """Up to so many elements, converting to float64 costs no more than float32 with its checks."""
+_SHORT = 1 << 13
+"""Up to so many elements of float32 are summed at once: numpy adds in pairs, and BLAS in many lanes."""
 _ROW = 1 << 10
 """float32 is summed within rows of this length, and rows in float64."""
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
@@ -37,7 +36,7 @@ _SAFE = {4: (1e-10, 1e17), 8: (1e-140, 1e140)}
 """Item size -> range of the largest magnitude in which the squares of a row neither overflow nor vanish."""
 _CANCELS = 0.1
 """A sum smaller than this share of what chance would leave is too close to its own rounding error."""
-_OFF_CENTRE = 0.2
+OFF_CENTRE = 0.2
 """Below this ratio of variance to squared mean, squares are taken about the mean instead."""
 
 Working = Callable[[torch.Tensor], torch.Tensor]
@@ -57,39 +56,6 @@ def plain_values(t: torch.Tensor) -> Any:
 def plain_parts(values: Any) -> tuple[Part, ...]:
     """Reduce one dimension of float32 or float64, of no more elements than a chunk."""
     return (_part(values, alone=True),)
-
-
-def parts_of_rows(rows: Any) -> list[Part]:
-    """Reduce each row of a matrix of float32, of at most FEW columns: all rows at once, in float64.
-
-    It takes the calls of one reduction for all of them; only rows with something special get their own.
-    """
-    # What warns of nan and of overflow are the rows that get their own.
-    with numpy.errstate(all="ignore"):
-        return _parts_of_rows(rows)
-
-
-def _parts_of_rows(rows: Any) -> list[Part]:
-    count = rows.shape[1]
-    low, high = numpy.minimum.reduce(rows, axis=1), numpy.maximum.reduce(rows, axis=1)
-    is_zero = rows == 0
-    zeros = [0] * len(rows)
-    if numpy.count_nonzero(is_zero):
-        zeros = [int(numpy.count_nonzero(row)) for row in is_zero]
-    wide = rows.astype(numpy.float64)
-    total = numpy.add.reduce(wide, axis=1)
-    squares = numpy.matmul(wide[:, None, :], wide[:, :, None]).reshape(-1)
-    mean = total / count
-    spread = squares - total * mean
-    # Not where an element is nan or infinite, all are alike, or the mean is large.
-    is_plain = (low < high) & (spread >= _OFF_CENTRE * total * mean) & numpy.isfinite(squares)
-    columns = (mean, numpy.sqrt(numpy.abs(spread)), numpy.sqrt(squares), low, high, is_plain)
-    return [
-        Part(count, mean, 0.0, dev, norm, low, high, zero, 0, 0) if plain else _part(row, alone=True)
-        for row, zero, mean, dev, norm, low, high, plain in zip(
-            rows, zeros, *(column.tolist() for column in columns), strict=True
-        )
-    ]
 
 
 def host_parts(flat: torch.Tensor, working: Working) -> tuple[Part, ...]:
@@ -142,7 +108,7 @@ def _part(values: Any, *, alone: bool) -> Part:
 def _moments(values: Any, alone: bool) -> tuple[float, float, float]:
     """Mean, root of the summed squared distances from it, and norm of a chunk of safe magnitudes."""
     count = len(values)
-    if count <= _SMALL:
+    if count <= _TINY:
         values = values.astype(numpy.float64, copy=False)
     total, squares = _sums(values)
     is_single = values.itemsize == 4
@@ -150,7 +116,7 @@ def _moments(values: Any, alone: bool) -> tuple[float, float, float]:
         total = _sums(values.astype(numpy.float64))[0]
     mean = total / count
     spread = squares - total * mean
-    if spread < _OFF_CENTRE * total * mean:
+    if spread < OFF_CENTRE * total * mean:
         if is_single:
             mean = float(numpy.float32(mean))
         shift, spread = _sums(values - values.dtype.type(mean))
@@ -165,7 +131,7 @@ def _sums(values: Any) -> tuple[float, float]:
     As products of rows, each of which is one call of BLAS that is too short for its threads.
     """
     count = len(values)
-    if count <= _SMALL:
+    if count <= _SHORT:
         return float(numpy.add.reduce(values)), float(numpy.dot(values, values))
     whole = count // _ROW * _ROW
     rows = values[:whole].reshape(-1, 1, _ROW)

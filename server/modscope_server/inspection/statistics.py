@@ -13,6 +13,7 @@ from modscope_server.inspection.histogram import Buckets, host_histogram
 from modscope_server.inspection.host_reduction import CHUNK, host_parts, plain_parts, plain_values
 from modscope_server.inspection.partial_sums import Part, joined, record
 from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
+from modscope_server.inspection.row_reduction import Rows
 from modscope_server.inspection.sampling import sample_record, stride_for
 from modscope_server.inspection.tensors import dtype_name, unreadable_reason
 
@@ -41,14 +42,19 @@ class Later:
 
     def __init__(self, gathered: Gathered) -> None:
         self._gathered = gathered
-        self.result: Part | None = None
+        self.result: tuple[Rows, int] | None = None
 
-    def part(self) -> Part:
-        """What its one chunk contributes; where that is not known, all that were gathered are reduced."""
+    def row(self) -> tuple[Rows, int]:
+        """Of what it is which row; where that is not known, all that were gathered are reduced."""
         if self.result is None:
             self._gathered.reduce()
         assert self.result is not None
         return self.result
+
+    def part(self) -> Part:
+        """What its one chunk contributes."""
+        rows, row = self.row()
+        return rows.part(row)
 
 
 class Numbers(Protocol):

@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from modscope_server.errors import NotMaterialized
-from modscope_server.inspection.host_reduction import FEW, plain_values
+from modscope_server.inspection.host_reduction import plain_values
+from modscope_server.inspection.row_reduction import FEW
 from modscope_server.inspection.statistics import Reduction, reduce
 from modscope_server.inspection.tensors import dtype_name, numel_of, shape_of, unreadable_reason
 from modscope_server.runtime.cuda_copies import gathered

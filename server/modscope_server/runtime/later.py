@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from modscope_server.inspection.host_reduction import FEW, parts_of_rows
+from modscope_server.inspection.row_reduction import FEW, reduced_rows
 from modscope_server.inspection.statistics import Later
 
 __all__ = ["reduced_later"]
@@ -59,9 +59,10 @@ class _Batch:
                 return
             for _, alike in itertools.groupby(self._waiting, _size):
                 waiting = list(alike)
-                rows = self._elements[waiting[0][1] : waiting[-1][2]].reshape(len(waiting), -1)
-                for (one, _, _), part in zip(waiting, parts_of_rows(rows), strict=True):
-                    one.result = part
+                elements = self._elements[waiting[0][1] : waiting[-1][2]].reshape(len(waiting), -1)
+                rows = reduced_rows(elements)
+                for row, (one, _, _) in enumerate(waiting):
+                    one.result = rows, row
             elements, self._elements = self._elements, None
             self._waiting = []
             self._free.append(elements)

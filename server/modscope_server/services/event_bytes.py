@@ -8,19 +8,18 @@ the generated class.
 
 from __future__ import annotations
 
-import struct
 from functools import lru_cache
 
 import torch
 
 from modscope import wire
-from modscope.fields import doubles, fresh_varint, integer, integers, message, real, tag, text, varint
+from modscope.fields import fresh_varint, integer, integers, message, tag, text, varint
 from modscope.v1 import event_pb2
-from modscope_server.inspection.records import HistogramRecord, SampleRecord, StatsRecord
 from modscope_server.inspection.tensors import dtype_name
-from modscope_server.runtime.drafts import Draft, DraftValue, Item, figures_of
+from modscope_server.runtime.drafts import Draft, DraftValue, Item
 from modscope_server.runtime.runs import Run
 from modscope_server.services.convert import HOOK_KINDS
+from modscope_server.services.stats_bytes import figures
 
 __all__ = ["common_part", "entries", "pack"]
 
@@ -41,10 +40,6 @@ _SEQ, _STEP, _TIME, _VALUES = tag(1, 0), tag(2, 0), tag(8, 2), tag(9, 2)
 _LOWEST = tuple(_SEQ + bytes((low | 128,)) for low in range(128))
 # Timestamp
 _NANOS = tag(2, 0)
-# ValueInfo
-_STATS = tag(5, 2)
-# Stats: mean, std, min, max, norm, each with its tag
-_MOMENTS = struct.Struct("<BdBdBdBdBd")
 
 
 def entries(run: Run, dropped: int) -> bytes:
@@ -133,15 +128,9 @@ def _value(value: DraftValue) -> bytes:
         return head + text(8, note) if note else head
     parts = [head]
     if reduction is not None:
-        record, histogram, sample, loss = figures_of(reduction)
+        fields, loss = figures(reduction)
+        parts.append(fields)
         note = note or loss
-        if record is not None:
-            stats = _stats(record)
-            parts += (_STATS, varint(len(stats)), stats)
-        if histogram is not None:
-            parts.append(message(6, _histogram(histogram)))
-        if sample is not None:
-            parts.append(message(9, _sample(sample)))
     if copy is not None:
         dtype = dtype_name(copy) if isinstance(copy, torch.Tensor) else copy.dtype
         parts.append(_spec(dtype, tuple(copy.shape), copy.nbytes))
@@ -161,25 +150,3 @@ def _head(role: str, key: str, shape: tuple[int, ...], dtype: str | None) -> byt
 @lru_cache(maxsize=1 << 12)
 def _spec(dtype: str, shape: tuple[int, ...], size: int) -> bytes:
     return message(7, wire.spec_of(dtype, shape, size).SerializeToString())
-
-
-def _stats(record: StatsRecord) -> bytes:
-    count, mean, std, low, high, norm, zeros, nan, inf = record
-    head = integer(1, count)
-    if mean is None or std is None or low is None or high is None or norm is None:
-        some = [real(number, value) for number, value in enumerate(record[1:6], 2) if value is not None]
-        moments = b"".join(some)
-    else:
-        moments = _MOMENTS.pack(0x11, mean, 0x19, std, 0x21, low, 0x29, high, 0x31, norm)
-    if not (zeros or nan or inf):
-        return head + moments
-    return b"".join((head, moments, integer(7, zeros), integer(8, nan), integer(9, inf)))
-
-
-def _histogram(record: HistogramRecord) -> bytes:
-    return doubles(1, record.edges) + integers(2, record.counts)
-
-
-def _sample(record: SampleRecord) -> bytes:
-    error = b"" if record.mean_error is None else real(2, record.mean_error)
-    return integer(1, record.elements) + error
