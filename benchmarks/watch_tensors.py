@@ -21,7 +21,7 @@ _TENSOR = 4 << 20
 
 def run(quick: bool) -> list[Row]:
     """Throughput of the stream."""
-    passes, effort = (1, QUICK) if quick else (16, Effort(20, 100, 60.0))
+    passes, effort = (1, QUICK) if quick else (16, Effort(20, 200, 150.0))
     count = passes * _MODULES
     size = count * _TENSOR
     with (

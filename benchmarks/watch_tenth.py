@@ -17,7 +17,7 @@ def run(quick: bool) -> list[Row]:
     """Seconds a step over those without modscope."""
     with one_thread(), workplace(), Child("benchmarks.reader") as reader:
         loop, steps = gpt2(quick=quick), 1 if quick else _STEPS
-        effort = QUICK if quick else Effort(12, 40, 150.0)
+        effort = QUICK if quick else Effort(12, 40, 420.0)
         sides = {
             "ours": lambda: watched(loop, steps, reader, {"every": 10}),
             "alone": lambda: alone(loop, steps),
