@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ MAX_WIDTH = 0.02
 """Widest interval, as a share of the median, under which a bar that lies inside it is decided."""
 
 _CONFIDENCE = 0.95
+_RESAMPLED = 2000
 
 
 @dataclass(frozen=True)
@@ -167,19 +169,19 @@ def compared(name: str, turns: Turns, ours: str, peer: str, bar: Bar | None) -> 
 
 
 def added(name: str, turns: Turns, ours: str, peer: str, base: str, bar: Bar | None) -> Row:
-    """The row for what one thing adds to the base, over what another adds to it.
+    """The row for what one thing adds to the base, over what another adds to it: the medians of the turns.
 
-    A turn in which the other added nothing tells nothing: it counts as the worst.
+    Not the median of the turns' ratios: where the other adds little, the ratio of one turn is mostly noise.
+    The interval is the bootstrap's, over turns. Where the other adds nothing the ratio is infinite.
     """
     extra = {
         side: [value - plain for value, plain in zip(turns[side], turns[base], strict=True)]
         for side in (ours, peer)
     }
-    ratios = [a / b if b > 0 else math.inf for a, b in zip(extra[ours], extra[peer], strict=True)]
-    low, high = interval(ratios)
-    one, other = (statistics.median(extra[side]) * 1e3 for side in (ours, peer))
-    detail = f"{one:+.2f} beside {other:+.2f} ms"
-    return Row(name, statistics.median(ratios), "x", low, high, bar, len(ratios), detail)
+    one, other = (statistics.median(extra[side]) for side in (ours, peer))
+    low, high = _bootstrapped(extra[ours], extra[peer])
+    detail = f"{one * 1e3:+.2f} beside {other * 1e3:+.2f} ms"
+    return Row(name, _over(one, other), "x", low, high, bar, len(extra[ours]), detail)
 
 
 def measure(ours: Callable[[], float], peer: Callable[[], float], effort: Effort) -> Pairs:
@@ -208,6 +210,23 @@ def in_turns(sides: Mapping[str, Callable[[], float]], effort: Effort) -> Turns:
         ):
             break
     return turns
+
+
+def _over(one: float, other: float) -> float:
+    return one / other if other > 0 else math.inf
+
+
+def _bootstrapped(ours: Sequence[float], peers: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the ratio of the medians, were other turns drawn from these."""
+    draw, turns = random.Random(0), range(len(ours))
+    ratios = []
+    for _ in range(_RESAMPLED):
+        drawn = draw.choices(turns, k=len(turns))
+        sides = (statistics.median([side[turn] for turn in drawn]) for side in (ours, peers))
+        ratios.append(_over(*sides))
+    ratios.sort()
+    cut = int(_RESAMPLED * (1 - _CONFIDENCE) / 2)
+    return ratios[cut], ratios[-1 - cut]
 
 
 def _share(count: int, heads: int) -> float:

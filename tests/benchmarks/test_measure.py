@@ -154,12 +154,23 @@ def test_compared_tells_the_medians_in_milliseconds() -> None:
     assert (found.value, found.pairs, found.detail) == (3, 3, "3.00 beside 1.00 ms")
 
 
-def test_added_is_the_median_of_what_each_turn_adds() -> None:
+def test_added_is_the_ratio_of_the_medians_of_what_turns_add() -> None:
     # Turn by turn ours adds 1, 2, 1 and the peer 4, 4, 8, whatever the base.
     turns = {"base": [10.0, 20.0, 30.0], "ours": [11.0, 22.0, 31.0], "peer": [14.0, 24.0, 38.0]}
     found = added("", turns, "ours", "peer", "base", Bar(0.25))
     assert (found.value, found.low, found.high) == (0.25, 0.125, 0.5)
     assert found.detail == "+1000.00 beside +4000.00 ms"
+
+
+def test_a_turn_in_which_the_peer_adds_next_to_nothing_says_little_of_added_cost() -> None:
+    noise = random.Random(1)
+    base = [10 + noise.gauss(0, 0.5) for _ in range(40)]
+    # Ours adds 1.2 and the peer 1, with as much noise: many single turns are far off.
+    ours = [value + 1.2 + noise.gauss(0, 1) for value in base]
+    peer = [value + 1 + noise.gauss(0, 1) for value in base]
+    found = added("", {"base": base, "ours": ours, "peer": peer}, "ours", "peer", "base", Bar(4))
+    assert 0.6 < found.low < 1.2 < found.high < 3
+    assert found.verdict == "yes"
 
 
 def test_peer_that_adds_nothing_counts_against_us() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from modscope_client.cli.serialize import json_line
 from modscope_client.exporters.jsonl import JsonLines
 from tests.client.exporters.samples import METRICS, Armed, events
+from tests.client.golden import compare
 
 
 def export(file: Path) -> None:
@@ -25,6 +26,7 @@ def test_lines_are_those_of_the_command_line_and_are_appended(tmp_path: Path) ->
     file = tmp_path / "events.jsonl"
     export(file)
     text = file.read_text()
+    compare("exporters/jsonl.txt", text)
     assert text == "".join(map(json_line, events()))
     loud = json.loads(text.splitlines()[5])["values"][1]
     assert (loud["role"], loud["stats"]["mean"]) == ("grad_input", "Infinity")
