@@ -92,7 +92,8 @@ def test_calls_are_numbered_each_once_and_values_stay_with_their_calls(manager: 
                 assert kinds["forward"] == kinds["forward_pre"] * (6 if path == "" else 1)
                 assert kinds["backward"] == kinds["backward_pre"] * (6 if path == "" else 1)
         assert len({kinds["forward"] for (path, _), kinds in by_call.items() if path == ""}) == total
-    assert all(tap.calls == tap.fired["forward"] for tap in watches[0].taps)
+    for watch in watches:
+        assert all(tap.calls == tap.firings(watch.selection, "forward").count for tap in watch.taps)
     assert all(not tap.faults for tap in watches[0].taps)
 
 

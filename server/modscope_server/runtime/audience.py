@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from modscope_server.runtime.captured import Form
 from modscope_server.runtime.drafts import Draft
@@ -10,7 +10,7 @@ from modscope_server.runtime.rates import Rate
 from modscope_server.runtime.watch_spec import KINDS
 from modscope_server.runtime.windows import WatchWindow
 
-__all__ = ["NOBODY", "Audience", "Listeners", "Sink"]
+__all__ = ["NOBODY", "Audience", "Counted", "Firings", "Listeners", "Sink"]
 
 _REMEMBERED = 64
 
@@ -25,6 +25,20 @@ class Sink(Protocol):
     def publish(self, draft: Draft) -> None: ...
 
 
+class Firings:
+    """How often hooks of one kind at a module have fired for one subscriber, and in which step the last."""
+
+    __slots__ = ("count", "last_step")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last_step: int | None = None
+
+
+Counted: TypeAlias = "dict[tuple[Sink, str], Firings]"
+"""By subscriber and kind."""
+
+
 class Listeners(NamedTuple):
     """The subscribers to one kind of hook."""
 
@@ -34,16 +48,24 @@ class Listeners(NamedTuple):
     """What they want, where all want the same."""
     rates: tuple[Rate, ...]
     """Whose events are counted."""
+    firings: tuple[Firings, ...]
+    """One for each of the subscribers."""
 
 
 class Audience:
-    """Some subscribers at one module, by the kind of hook."""
+    """Some subscribers at one module, by the kind of hook.
 
-    __slots__ = ("_parts", "gradients", "is_plain", "kinds", "needs_beginning", "simple", "sinks")
+    Args:
+        sinks: these.
+        counted: the firings of the module's hooks; what is missing is added.
+    """
 
-    def __init__(self, sinks: tuple[Sink, ...]) -> None:
+    __slots__ = ("_counted", "_parts", "gradients", "is_plain", "kinds", "needs_beginning", "simple", "sinks")
+
+    def __init__(self, sinks: tuple[Sink, ...], counted: Counted) -> None:
         self.sinks = sinks
-        self.kinds = {kind: listeners for kind in KINDS if (listeners := _listeners(sinks, kind))}
+        self._counted = counted
+        self.kinds = {kind: listeners for kind in KINDS if (listeners := _listeners(sinks, kind, counted))}
         self.is_plain = all(sink.window.is_plain for sink in sinks)
         """Whether they want each firing."""
         self.gradients = "backward" in self.kinds or "backward_pre" in self.kinds
@@ -86,17 +108,18 @@ class Audience:
         if found is None:
             if len(self._parts) >= _REMEMBERED:
                 self._parts = {}
-            found = self._parts[key] = Audience(key)
+            found = self._parts[key] = Audience(key, self._counted)
         return found
 
 
-def _listeners(sinks: tuple[Sink, ...], kind: str) -> Listeners | None:
+def _listeners(sinks: tuple[Sink, ...], kind: str, counted: Counted) -> Listeners | None:
     wanting = tuple(sink for sink in sinks if kind in sink.kinds)
     if not wanting:
         return None
     forms = frozenset(sink.form for sink in wanting)
     rates = tuple(sink.window.rate for sink in wanting if sink.window.rate is not None)
-    return Listeners(wanting, forms, wanting[0].form if len(forms) == 1 else None, rates)
+    firings = tuple(counted.setdefault((sink, kind), Firings()) for sink in wanting)
+    return Listeners(wanting, forms, wanting[0].form if len(forms) == 1 else None, rates, firings)
 
 
-NOBODY = Audience(())
+NOBODY = Audience((), {})

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from modscope_server.inspection.values import named_tensors
-from modscope_server.runtime.audience import NOBODY, Audience, Listeners, Sink
+from modscope_server.runtime.audience import NOBODY, Audience, Counted, Firings, Listeners, Sink
 from modscope_server.runtime.calls import Call, CallNumbers, OpenCalls
 from modscope_server.runtime.captured import captured, plain_value_in, value_in
 from modscope_server.runtime.drafts import Draft, DraftValue
@@ -56,8 +56,6 @@ class ModuleTap:
         self.raw_path = raw_path
         self.type = type(module).__name__
         self.sinks: tuple[Sink, ...] = ()
-        self.fired = dict.fromkeys(KINDS, 0)
-        self.last_step: dict[str, int] = {}
         self.calls = 0
         self.calls_with_grad = 0
         """Of these, in grad mode."""
@@ -76,6 +74,7 @@ class ModuleTap:
         self._trained = False
         self._evaluated = False
         self._audience = NOBODY
+        self._counted: Counted = {}
         self.step = step
         self._numbers = CallNumbers(step)
         self._open = OpenCalls()
@@ -88,6 +87,10 @@ class ModuleTap:
         """ "training", "evaluation", or both: in which the module was called."""
         seen = (("training", self._trained), ("evaluation", self._evaluated))
         return frozenset(phase for phase, was_seen in seen if was_seen)
+
+    def firings(self, sink: Sink, kind: str) -> Firings:
+        """How often its hooks of that kind have fired for a subscriber, which may be about to come."""
+        return self._counted.setdefault((sink, kind), Firings())
 
     def set_sinks(self, sinks: Iterable[Sink]) -> None:
         """Serve these subscribers: hooks that are needed come, hooks that are not go."""
@@ -114,7 +117,8 @@ class ModuleTap:
         self._serve(())
 
     def _serve(self, sinks: tuple[Sink, ...]) -> None:
-        self._audience = Audience(sinks)
+        self._counted = {key: firings for key, firings in self._counted.items() if key[0] in sinks}
+        self._audience = Audience(sinks, self._counted)
         self.sinks = sinks
 
     def _keep(self, place: str, wanted: bool) -> None:
@@ -163,11 +167,12 @@ class ModuleTap:
         if listeners is None or type(output) is not torch.Tensor:
             return False
         step, index, recompute, _ = self._number(module)
-        self.fired["forward"] += 1
-        self.last_step["forward"] = step
         value = plain_value_in(listeners.only, "output", "", output)  # type: ignore[arg-type]
         whose = self.model, self.path, self.raw_path, self.type
         draft = Draft(step, *whose, "forward", index, recompute, time.time(), (value,))
+        for firings in listeners.firings:
+            firings.count += 1
+            firings.last_step = step
         for sink in listeners.sinks:
             sink.publish(draft)
         return True
@@ -290,7 +295,7 @@ class ModuleTap:
             else:
                 wanted = tuple([value_in(form, role, key, tensor) for key, tensor in values])
             self._give(kind, call, listeners.sinks, wanted)
-            self._told(kind, call, listeners)
+            _count(listeners, call.step)
 
     def _send(
         self, kind: str, call: Call, listeners: Listeners, found: Sequence[dict[Any, DraftValue]]
@@ -298,7 +303,7 @@ class ModuleTap:
         for form in listeners.forms:
             sinks = [sink for sink in listeners.sinks if sink.form == form]
             self._give(kind, call, sinks, tuple([value[form] for value in found]))
-        self._told(kind, call, listeners)
+        _count(listeners, call.step)
 
     def _give(self, kind: str, call: Call, sinks: Sequence[Sink], values: tuple[DraftValue, ...]) -> None:
         draft = Draft(
@@ -318,18 +323,21 @@ class ModuleTap:
             if is_as_then or sink in self.sinks:
                 sink.publish(draft)
 
-    def _told(self, kind: str, call: Call, listeners: Listeners) -> None:
-        self.fired[kind] += 1
-        self.last_step[kind] = call.step
-        for rate in listeners.rates:
-            rate.count(True)
-
     def _guarded(self, act: Callable[..., Any], *args: Any) -> Any:
         try:
             return act(*args)
         except Exception as error:
             self.fault(error)
             return None
+
+
+def _count(listeners: Listeners, step: int) -> None:
+    """A hook has fired for them."""
+    for firings in listeners.firings:
+        firings.count += 1
+        firings.last_step = step
+    for rate in listeners.rates:
+        rate.count(True)
 
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, torch.Tensor | None]]:

@@ -159,7 +159,7 @@ class HookManager:
             for located in hooked:
                 scripted = isinstance(located.module, torch.jit.ScriptModule)
                 tap = None if scripted else self._tap(registered, located)
-                watch.hooked.add(located, tap)
+                watch.hooked.add(located, tap, selection)
                 if tap is not None:
                     watch.taps.append(tap)
                     if selection not in tap.sinks:

@@ -10,6 +10,7 @@ from torch import nn
 from modscope_server.inspection.lookup import module_at
 from modscope_server.inspection.members import child
 from modscope_server.inspection.records import Located
+from modscope_server.runtime.audience import Firings, Sink
 from modscope_server.runtime.beginnings import Beginning
 from modscope_server.runtime.capture import KINDS, MOST_FAULTS, ModuleTap
 from modscope_server.runtime.eager_steps import EagerUse
@@ -31,20 +32,30 @@ _FAULTS = f"switched off after {MOST_FAULTS} faults of modscope's own, which the
 
 
 class _Hooked:
-    """A module that is watched, and what its tap had counted when the watch was armed."""
+    """A module that is watched, and what its tap had counted when the watch was armed.
 
-    def __init__(self, located: Located, tap: ModuleTap | None) -> None:
+    Others may see the same, and may have been there before.
+    """
+
+    def __init__(self, located: Located, tap: ModuleTap | None, sink: Sink, kinds: Iterable[str]) -> None:
         self.path, self.raw_path = located.path, located.raw_path
         self.module = weakref.ref(located.module)
         self.tap = tap
+        self._firings: dict[str, tuple[Firings, int]] = {}
         if tap is not None:
             self._calls, self._raised = tap.calls, tap.raised
             self._with_grad, self._differentiable = tap.calls_with_grad, tap.differentiable
-            self._fired = dict(tap.fired)
+            for kind in kinds:
+                firings = tap.firings(sink, kind)
+                self._firings[kind] = firings, firings.count
 
-    def fired(self, kind: str) -> int:
-        """How often its hook of this kind has fired since."""
-        return 0 if self.tap is None else self.tap.fired[kind] - self._fired[kind]
+    def fired(self, kind: str) -> tuple[int, int | None]:
+        """How often its hook of this kind has fired since, and the step in which it did so last."""
+        if kind not in self._firings:
+            return 0, None
+        firings, before = self._firings[kind]
+        count = firings.count - before
+        return count, firings.last_step if count else None
 
     @property
     def calls(self) -> int:
@@ -98,9 +109,12 @@ class WatchedHooks:
         self._beginning = Beginning(registered)
         self._hooks: list[_Hooked] = []
 
-    def add(self, located: Located, tap: ModuleTap | None) -> None:
-        """A module that is watched, before its tap serves the watch; None for one that takes no hooks."""
-        self._hooks.append(_Hooked(located, tap))
+    def add(self, located: Located, tap: ModuleTap | None, sink: Sink) -> None:
+        """A module that is watched, before its tap serves the watch by `sink`.
+
+        `tap` is None for one that takes no hooks.
+        """
+        self._hooks.append(_Hooked(located, tap, sink, self._kinds))
 
     @property
     def paths(self) -> list[str]:
@@ -123,7 +137,7 @@ class WatchedHooks:
                 common = self._uncalled(hooked, module, around)
                 uncalled.append(module)
             for kind in self._kinds:
-                fired = hooked.fired(kind) if self._may_have(hooked, kind) else 0
+                fired, last = hooked.fired(kind)
                 state: State = "fired" if fired else "armed"
                 reason = common
                 if reason:
@@ -132,7 +146,6 @@ class WatchedHooks:
                     state, reason = self._unfired(hooked, kind, early)
                 elif kind == "backward" and hooked.tap is not None:
                     reason = hooked.tap.unseen
-                last = None if hooked.tap is None or not fired else hooked.tap.last_step.get(kind)
                 found.append(
                     HookState(
                         hooked.path,
@@ -148,14 +161,6 @@ class WatchedHooks:
                 )
         self._insight.suspect(self._registered.root, uncalled)
         return found
-
-    def _may_have(self, hooked: _Hooked, kind: str) -> bool:
-        """Whether what a hook has seen may have been for this watch: others may share it."""
-        tap, phase = hooked.tap, self._spec.phase
-        last = None if tap is None else tap.last_step.get(kind)
-        if tap is None or last is None or (phase is not None and phase not in tap.phases_seen):
-            return False
-        return self._use.wants(last) or self._any_wanted(self._beginning.step, last)
 
     def _whatever_kind(self, hooked: _Hooked) -> str:
         """Why no hook on the module fires any more; "" where that depends."""
@@ -194,10 +199,8 @@ class WatchedHooks:
 
     def _wanted(self, first: int, end: int) -> bool:
         """Whether any step from `first` on that is complete now was to be seen whole."""
-        return not self._spec.max_rate and self._any_wanted(first, end)
-
-    def _any_wanted(self, first: int, end: int) -> bool:
-        return any(map(self._use.wants, range(max(first, end - _AGO), end)))
+        steps = range(max(first, end - _AGO), end)
+        return not self._spec.max_rate and any(map(self._use.wants, steps))
 
 
 def _containers(paths: Iterable[str]) -> set[str]:
