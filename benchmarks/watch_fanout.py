@@ -25,8 +25,8 @@ _MANY = 64
 
 def run(quick: bool) -> list[Row]:
     """The added cost of many over that of one, and both over steps without modscope."""
-    many, steps = (4, 1) if quick else (_MANY, 2)
-    effort = QUICK if quick else Effort(20, 60, 200.0, width=0.0)
+    many, steps = (4, 1) if quick else (_MANY, 6)
+    effort = QUICK if quick else Effort(14, 60, 300.0, width=0.0)
     with one_thread(), workplace(), Child("benchmarks.watch_fanout") as readers:
         loop = gpt2(quick=quick)
         sides = {

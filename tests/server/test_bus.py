@@ -186,7 +186,9 @@ def test_who_has_just_taken_some_is_not_woken_for_one_but_for_many() -> None:
     assert reader.enough > queue.crowd
 
 
-@pytest.mark.parametrize(("watches", "seconds"), [(1, 0.05), (5, 0.05), (64, 0.64), (500, 1.0)])
+@pytest.mark.parametrize(
+    ("watches", "seconds"), [(1, 0.05), (2, 0.05), (5, 0.1), (40, 0.8), (64, 1.28), (500, 2.0)]
+)
 def test_busy_streams_share_how_often_they_wake(watches: int, seconds: float) -> None:
     queues = Queues(1)
     fan = Fan(queues)
@@ -214,7 +216,8 @@ def test_a_stream_is_busy_until_nothing_has_come_for_a_second(monkeypatch: pytes
 
     monkeypatch.setattr(reader, "_wait", wait)
     clock = SimpleNamespace(monotonic=lambda: now)
-    monkeypatch.setattr("modscope_server.runtime.subscription.time", clock)
+    for module in ("bus", "subscription"):
+        monkeypatch.setattr(f"modscope_server.runtime.{module}.time", clock)
     assert len(reader.take(10).runs) == 1
     assert waits == [(1, 10.0)]
     waits.clear()
@@ -226,6 +229,33 @@ def test_a_stream_is_busy_until_nothing_has_come_for_a_second(monkeypatch: pytes
     assert now == pytest.approx(13.7, abs=0.1)
     assert [enough for enough, _ in waits] == [10] * (len(waits) - 1) + [1]
     assert 19 <= len(waits) <= 22
+
+
+def test_a_busy_reader_leaves_what_has_gathered_where_another_was_dealt_out_to_just_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queues = Queues(1 << 30)
+    fan = Fan(queues)
+    queue, other = (subscribed(fan, queues, events=1000) for _ in range(2))
+    now = 100.0
+    monkeypatch.setattr("modscope_server.runtime.bus.time", SimpleNamespace(monotonic=lambda: now))
+    reader, second = Reader(queue), Reader(other)
+
+    def taken(subscription: Subscription, by: Reader, pause: float) -> int:
+        return sum(run.length for run in subscription.take(by, 100, pause).runs)
+
+    fan.publish(draft(0))
+    assert taken(queue, reader, 0.1) == 1
+    fan.publish(draft(1))
+    now += 0.05
+    # The first was dealt out to both.
+    assert [taken(queue, reader, 0.1), taken(other, second, 0.1)] == [0, 1]
+    now += 0.06
+    assert [taken(queue, reader, 0.1), taken(other, second, 0.1)] == [1, 1]
+    fan.publish(draft(2))
+    assert taken(queue, reader, 0.1) == 0
+    assert taken(queue, reader, 0.0) == 1
+    assert queue.counters() == Counters(3, 0, 0)
 
 
 def test_a_fan_deals_out_what_has_gathered_before_one_joins_and_before_one_leaves() -> None:

@@ -121,7 +121,7 @@ def sent(draft: Draft, sequence: int, dropped: int) -> event_pb2.Event:
 
 
 def all_sent(run: Run, dropped: int = 0) -> list[event_pb2.Event]:
-    return list(hook_service_pb2.WatchResponse.FromString(entries(run, dropped)).events)
+    return list(hook_service_pb2.WatchResponse.FromString(b"".join(entries(run, dropped))).events)
 
 
 @given(DRAFTS, COUNT, COUNT)

@@ -75,7 +75,7 @@ def test_a_look_that_takes_long_is_rare() -> None:
 
 
 def test_many_watches_share_the_time_that_looking_may_take() -> None:
-    for watches, seconds in ((1, 1.0), (64, 6.4)):
+    for watches, seconds in ((1, 1.0), (64, 12.8)):
         world = World(ARMED, watches=watches)
         world.cost = 0.001
         world.news_after(0)

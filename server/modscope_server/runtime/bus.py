@@ -10,6 +10,8 @@ and longer, since it would have to fetch all that the hooks have made from their
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -63,6 +65,8 @@ class Fan:
         """Whether anybody will need what is packed."""
         self._sure = 0
         """So many drafts may gather that surely find room."""
+        self._dealt = -math.inf
+        """When a reader has had them dealt out, by the monotonic clock."""
 
     def add(self, subscription: Subscription) -> None:
         """Let a subscription see what is published from now on."""
@@ -91,6 +95,13 @@ class Fan:
                 self.spread(self._pack if self._is_read else None)
             self._tell()
 
+    def deal(self, pause: float) -> None:
+        """Deal out what has gathered, unless that was asked for within so many seconds; under the lock."""
+        now = time.monotonic()
+        if now - self._dealt >= pause:
+            self._dealt = now
+            self.spread()
+
     def spread(self, pack: Callable[[Draft], Item] | None = None) -> None:
         """Deal out what has gathered, packed where that is asked for; under the lock."""
         recent = self._recent
@@ -113,6 +124,17 @@ class Fan:
             subscription.accept(blocks)
         self._queues.settle()
         self.expect()
+
+    def await_events(self, enough: int) -> int:
+        """Somebody waits for so many. Gives how many have gathered; under the lock."""
+        self._is_read = True
+        self._enough = min(self._enough, enough)
+        return len(self._recent)
+
+    def await_no_more(self, enough: int) -> None:
+        """Somebody who has waited for so many does so no more; under the lock."""
+        if enough <= self._enough:
+            self.expect()
 
     def expect(self) -> None:
         """Learn how many drafts somebody waits for; under the lock."""

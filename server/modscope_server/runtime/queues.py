@@ -11,9 +11,9 @@ __all__ = ["Member", "Queues"]
 
 _LINGER = 0.05
 """Seconds for which a busy stream gathers a batch, where it is the only one."""
-_WAKES = 100
+_WAKES = 50
 """How often busy streams wake in a second, all together."""
-_LONGEST_LINGER = 1.0
+_LONGEST_LINGER = 2.0
 
 
 class Member(Protocol):

@@ -25,6 +25,8 @@ _CROWD_BYTES = 1 << 20
 """A batch is large enough at so many events, or bytes of tensors."""
 _QUIET = 1.0
 """Seconds without an event after which a stream is quiet."""
+_SHARE = 1 / 8
+"""Of the time for which busy streams gather a batch: how late what is dealt out may be."""
 _BATCH = _CROWD
 """Most events of a batch."""
 
@@ -54,16 +56,26 @@ class Counters:
 class _Source(Protocol):
     """Where a subscription's events come from."""
 
-    def expect(self) -> None:
-        """Learn what readers wait for; under the lock."""
+    def await_events(self, enough: int) -> int:
+        """Somebody waits for so many. Gives how many have gathered; under the lock."""
+
+    def await_no_more(self, enough: int) -> None:
+        """Somebody who has waited for so many does so no more; under the lock."""
 
     def spread(self) -> None:
         """Deal out what has gathered; under the lock."""
 
+    def deal(self, pause: float) -> None:
+        """The same, where it was not asked for within so many seconds."""
+
 
 class _Nowhere:
-    def expect(self) -> None: ...
+    def await_events(self, enough: int) -> int:
+        return 0
+
+    def await_no_more(self, enough: int) -> None: ...
     def spread(self) -> None: ...
+    def deal(self, pause: float) -> None: ...
 
 
 class Subscription:
@@ -174,12 +186,16 @@ class Subscription:
             with contextlib.suppress(RuntimeError):
                 threading.Thread(target=act, name="modscope-overflow", daemon=True).start()
 
-    def take(self, reader: Reader, limit: int) -> Batch:
-        """What a reader takes; nothing where another one has come."""
+    def take(self, reader: Reader, limit: int, pause: float = 0.0) -> Batch:
+        """What a reader takes; nothing where another one has come.
+
+        Nothing is dealt out for it where somebody did so less than `pause` seconds ago: where many read, each
+        would find a few events dealt out by each of the others.
+        """
         with self.queues.mutex:
             if reader is not self.reader or reader.is_gone:
                 return Batch(deque(), 0)
-            self.source.spread()
+            self.source.deal(pause)
             taken = self.backlog.take(limit, _CROWD_BYTES)
             self._room.notify_all()
             return Batch(taken, self.backlog.dropped)
@@ -293,7 +309,8 @@ class Reader:
                 self._wait(subscription.crowd, min(deadline - now, subscription.queues.pace))
             else:
                 self._wait(1, deadline - now)
-            batch = subscription.take(self, limit)
+            pause = subscription.queues.pace * _SHARE if time.monotonic() < deadline else 0.0
+            batch = subscription.take(self, limit, pause)
             now = time.monotonic()
             if batch.runs:
                 self._last = now
@@ -319,15 +336,15 @@ class Reader:
             self._bell.clear()
             self.enough = enough
             # First say what is waited for, then look: a hook appends first, then looks what is waited for.
-            source.expect()
-            source.spread()
+            if source.await_events(enough) + subscription.backlog.waiting >= enough:
+                source.spread()
             subscription.ring()
             if self.is_gone or self.is_replaced:
                 self.wake()
         if timeout <= 0 or not self._bell.wait(timeout):
             with mutex:
                 self.enough = math.inf
-                source.expect()
+                source.await_no_more(enough)
 
 
 def _nothing() -> None:

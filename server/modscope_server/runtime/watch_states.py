@@ -10,7 +10,7 @@ from modscope_server.runtime.hook_states import HookState
 __all__ = ["Changes"]
 
 _SECONDS = 1.0
-_SHARE = 0.01
+_SHARE = 0.005
 """Of the time that the looking of all watches may take."""
 
 

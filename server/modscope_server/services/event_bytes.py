@@ -42,8 +42,8 @@ _LOWEST = tuple(_SEQ + bytes((low | 128,)) for low in range(128))
 _NANOS = tag(2, 0)
 
 
-def entries(run: Run, dropped: int) -> bytes:
-    """The events of a run as they stand in a WatchResponse."""
+def entries(run: Run, dropped: int) -> list[bytes]:
+    """The events of a run as they stand in a WatchResponse, in pieces."""
     first, block, start, stop = run
     bodies = block.bodies
     if bodies is None:
@@ -53,7 +53,7 @@ def entries(run: Run, dropped: int) -> bytes:
     for number, body in enumerate(bodies[start:stop], first):
         end = _number(number) + lost
         parts += (_opening(len(body) + len(end)), body, end)
-    return b"".join(parts)
+    return parts
 
 
 def _body(draft: Item) -> bytes:

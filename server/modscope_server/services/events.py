@@ -30,8 +30,9 @@ def messages(batch: Batch) -> Iterator[Frame[Encoded]]:
     size = 0
     while batch.runs:
         run = batch.runs.popleft()
-        parts.append(entries(run, batch.dropped))
-        size += len(parts[-1])
+        events = entries(run, batch.dropped)
+        parts += events
+        size += sum(map(len, events))
         if run.block.size:
             tensors.extend(map(_bytes_of, copies(run.block.drafts)))
             size += run.block.size
