@@ -14,6 +14,7 @@ from modscope.v1 import hook_service_pb2, model_service_pb2, parameter_service_p
 from modscope.wire import Frame
 from modscope_client import rpcs
 from modscope_client.calls import Calls
+from modscope_client.channel import EVENTS_AHEAD
 from modscope_client.errors import DeadlineExceeded, Internal, InvalidArgument, ModscopeError, Unavailable
 from tests.client.fake_server import Hold, serving
 
@@ -221,7 +222,7 @@ def test_a_watch_waits_for_its_first_message_alone() -> None:
         threading.Event().wait(0.6)
         yield hook_service_pb2.WatchResponse(heartbeat=hook_service_pb2.WatchHeartbeat(step=3))
 
-    with calls_to({rpcs.WATCH: behaviour}, 0.3, watch=True) as calls:
+    with calls_to({rpcs.WATCH: behaviour}, 0.3, ahead=EVENTS_AHEAD) as calls:
         stream = calls.watch(rpcs.WATCH, hook_service_pb2.WatchRequest())
         assert stream.first.header == created
         second = stream.read()
@@ -232,7 +233,7 @@ def test_a_watch_waits_for_its_first_message_alone() -> None:
         hold.wait(context)
         yield from ()
 
-    with calls_to({rpcs.WATCH: silent}, 0.3, watch=True) as calls:
+    with calls_to({rpcs.WATCH: silent}, 0.3, ahead=EVENTS_AHEAD) as calls:
         with pytest.raises(DeadlineExceeded) as ended:
             calls.watch(rpcs.WATCH, hook_service_pb2.WatchRequest())
         assert ended.value.reason == "NO_SAFE_POINT"
