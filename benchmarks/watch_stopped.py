@@ -47,7 +47,7 @@ def run(quick: bool) -> list[Row]:
 
 def _rows(kind: _Kind, loop: Loop, reader: Child, quick: bool) -> list[Row]:
     steps = 3
-    effort = QUICK if quick else Effort(12, 40, 130.0)
+    effort = QUICK if quick else Effort(12, 60, 270.0)
 
     def reading() -> float:
         # Its queue may hold the whole block, since a reader that is late is not what is measured.

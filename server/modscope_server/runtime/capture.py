@@ -117,7 +117,9 @@ class ModuleTap:
         self._serve(())
 
     def _serve(self, sinks: tuple[Sink, ...]) -> None:
-        self._counted = {key: firings for key, firings in self._counted.items() if key[0] in sinks}
+        # Copied first: a hook that fails serves nobody any more, while another thread may add a subscriber.
+        counted = list(self._counted.items())
+        self._counted = {key: firings for key, firings in counted if key[0] in sinks}
         self._audience = Audience(sinks, self._counted)
         self.sinks = sinks
 
