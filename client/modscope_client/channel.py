@@ -49,7 +49,7 @@ _OPTIONS: dict[str, int] = {
 
 EVENTS_AHEAD = 16 << 10
 """Bytes on their way to a reader of events: gRPC's own choice lets thousands lie there, old and unread."""
-TENSORS_AHEAD = MAX_MESSAGE_BYTES
+TENSORS_AHEAD = 4 << 20
 """The same for whole tensors: with less on the way, each message is sent when the one before was taken."""
 
 _SERVICE_CONFIG = json.dumps(
