@@ -57,6 +57,18 @@ def test_what_hooks_deal_out_is_packed_and_what_a_reader_fetches_is_not() -> Non
     assert items == [*(b"%d" % number for number in range(128)), draft(128), draft(129)]
 
 
+def test_what_holds_tensors_is_dealt_out_at_once_and_never_packed() -> None:
+    queues = Queues(1 << 30)
+    fan = Fan(queues, at_once=True, pack=lambda draft: pytest.fail("packed"))
+    queue = subscribed(fan, queues, size=1 << 20)
+    reader = Reader(queue)
+    for number in range(3):
+        reader.take(0)
+        fan.publish(draft(number, elements=4))
+        assert queue.backlog.waiting == 1
+    assert queue.counters().published == 3
+
+
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
 def test_no_draft_is_lost_where_packing_breaks_off(fault: type[BaseException]) -> None:
     def pack(one: Draft) -> bytes:

@@ -126,9 +126,9 @@ def _moments(values: Any, alone: bool) -> tuple[float, float, float]:
 
 
 def _sums(values: Any) -> tuple[float, float]:
-    """Sum and sum of squares, accumulated in float64 beyond a row.
+    """Sum and sum of squares: at once where there are few, else of rows, accumulated in float64.
 
-    As products of rows, each of which is one call of BLAS that is too short for its threads.
+    Those are products, each of which is one call of BLAS that is too short for its threads.
     """
     count = len(values)
     if count <= _SHORT:

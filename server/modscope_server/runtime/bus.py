@@ -127,8 +127,9 @@ class Fan:
 
     def await_events(self, enough: int) -> int:
         """Somebody waits for so many. Gives how many have gathered; under the lock."""
-        self._is_read = True
-        self._enough = min(self._enough, enough)
+        if not self._at_once:
+            self._is_read = True
+            self._enough = min(self._enough, enough)
         return len(self._recent)
 
     def await_no_more(self, enough: int) -> None:

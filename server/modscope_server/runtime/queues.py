@@ -10,7 +10,7 @@ from modscope_server.runtime.budget import Budget
 __all__ = ["Member", "Queues"]
 
 _LINGER = 0.05
-"""Seconds for which a busy stream gathers a batch, where it is the only one."""
+"""Seconds for which a busy stream gathers a batch, at least."""
 _WAKES = 50
 """How often busy streams wake in a second, all together."""
 _LONGEST_LINGER = 2.0

@@ -30,7 +30,7 @@ _ROW: Any = numpy.array([tuple(number for each in _TAGS for number in (each, 0.0
 def figures(reduction: Reduction) -> tuple[bytes, str]:
     """The fields, and why there are none. Away from the CPU this waits for the device."""
     parts = reduction.parts
-    if isinstance(parts, Later) and reduction.buckets is None:
+    if isinstance(parts, Later):
         rows, row = parts.row()
         if rows.encoded is None:
             rows.encoded = _rows(rows)
