@@ -1,13 +1,16 @@
 """What 64 subscribers of the same statistics add to a step, over what one adds.
 
-The subscribers share a process, each with a connection of its own, and leave what comes unparsed: their own
-work is done elsewhere in life, and here it would take the trainer's cores.
+The subscribers share a thread of another process, each with a connection of its own, and leave what comes
+unparsed: their own work is done elsewhere in life, and here it would take the trainer's cores.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import grpc
 
@@ -16,9 +19,13 @@ from benchmarks.processes import Child, answer, workplace
 from benchmarks.watch_models import Loop, gpt2
 from benchmarks.watching import alone, attached, one_thread
 from modscope.v1 import hook_service_pb2
+from modscope_client.address import parse_address
+from modscope_client.channel import EVENTS_AHEAD, Endpoint
 from modscope_client.rpcs import WATCH
 
 __all__ = ["main", "run"]
+
+T = TypeVar("T")
 
 _MANY = 64
 
@@ -26,7 +33,7 @@ _MANY = 64
 def run(quick: bool) -> list[Row]:
     """The added cost of many over that of one, and both over steps without modscope."""
     many, steps = (4, 1) if quick else (_MANY, 6)
-    effort = QUICK if quick else Effort(14, 60, 300.0, width=0.0)
+    effort = QUICK if quick else Effort(14, 60, 600.0, width=0.0)
     with one_thread(), workplace(), Child("benchmarks.watch_fanout") as readers:
         loop = gpt2(quick=quick)
         sides = {
@@ -54,48 +61,60 @@ def _watched(loop: Loop, steps: int, readers: Child, count: int) -> float:
 
 
 class _Readers:
-    """Watches, each read by a thread."""
+    """Watches, all of them read by one thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def watch(self, count: int, address: str, token: str) -> None:
         """Arm so many; returns when all are armed."""
-        self._subscribers = [_Subscriber(address, token) for _ in range(count)]
-        for subscriber in self._subscribers:
-            subscriber.armed.wait()
+        self._subscribers = self._run(_subscribed(count, Endpoint(place=parse_address(address), token=token)))
 
     def stop(self) -> int:
         """End them. Gives the messages of the one that got the fewest."""
-        return min([subscriber.stop() for subscriber in self._subscribers])
+        return min(self._run(_stopped(self._subscribers)))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
 class _Subscriber:
     """A stream of messages that are counted."""
 
-    def __init__(self, address: str, token: str) -> None:
-        self.armed = threading.Event()
+    def __init__(self, endpoint: Endpoint) -> None:
         self._messages = 0
-        self._channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
-        watch: Any = self._channel.unary_stream(WATCH.path)
+        self._channel = endpoint.open_async(ahead=EVENTS_AHEAD)
         request = hook_service_pb2.WatchRequest().SerializeToString()
-        self._stream = watch(request, metadata=(("authorization", f"Bearer {token}"),))
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
+        watch: Any = self._channel.unary_stream(WATCH.path)
+        self._stream = watch(request, metadata=endpoint.metadata())
 
-    def stop(self) -> int:
+    async def armed(self) -> None:
+        """Wait until it is armed, then count what comes."""
+        await self._stream.read()
+        self._reading = asyncio.create_task(self._read())
+
+    async def stop(self) -> int:
         """End it. Gives the messages that came after the first, which says that it is armed."""
         self._stream.cancel()
-        self._thread.join()
-        self._channel.close()
+        await self._reading
+        await self._channel.close()
         return self._messages
 
-    def _read(self) -> None:
-        try:
-            next(self._stream)
-            self.armed.set()
-            for _ in self._stream:
+    async def _read(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            while await self._stream.read() is not grpc.aio.EOF:
                 self._messages += 1
-        except grpc.RpcError:
-            if self._stream.code() is not grpc.StatusCode.CANCELLED:
-                raise
+
+
+async def _subscribed(count: int, endpoint: Endpoint) -> list[_Subscriber]:
+    subscribers = [_Subscriber(endpoint) for _ in range(count)]
+    await asyncio.gather(*[subscriber.armed() for subscriber in subscribers])
+    return subscribers
+
+
+async def _stopped(subscribers: list[_Subscriber]) -> list[int]:
+    return await asyncio.gather(*[subscriber.stop() for subscriber in subscribers])
 
 
 def main() -> None:

@@ -19,7 +19,17 @@ from modscope.fields import FIXED64, LENGTH, VARINT, varint
 from modscope.tensor import TensorData, byte_size
 from modscope.v1 import tensor_pb2
 
-__all__ = ["BULK_FIELD", "Encoded", "Frame", "decoder", "encode", "spec_from", "spec_of", "tensor_from"]
+__all__ = [
+    "BULK_FIELD",
+    "Encoded",
+    "Frame",
+    "decoder",
+    "encode",
+    "spec_from",
+    "spec_of",
+    "tensor_from",
+    "write_spec",
+]
 
 BULK_FIELD = 15
 """Number of the field `data` in every message that carries bulk."""
@@ -97,13 +107,20 @@ def decoder(parse: Callable[[bytes], M]) -> Callable[[bytes], Frame[M]]:
 
 def spec_of(dtype: str, shape: tuple[int, ...], size: int | None = None) -> tensor_pb2.TensorSpec:
     """The wire form of a dtype and shape. `size` is needed where the contract does not know the dtype."""
+    spec = tensor_pb2.TensorSpec()
+    write_spec(spec, dtype, shape, size)
+    return spec
+
+
+def write_spec(
+    into: tensor_pb2.TensorSpec, dtype: str, shape: tuple[int, ...], size: int | None = None
+) -> None:
+    """Write the wire form of a dtype and shape, as `spec_of` makes it, into a message that is there."""
     known = byte_size(dtype, shape)
-    return tensor_pb2.TensorSpec(
-        dtype=dtypes.wire_number(dtype),  # type: ignore[arg-type]  # an int is what the enum takes
-        dtype_name=dtype,
-        shape=shape,
-        byte_size=known if known is not None else size or 0,
-    )
+    into.dtype = dtypes.wire_number(dtype)  # type: ignore[assignment]  # an int is what the enum takes
+    into.dtype_name = dtype
+    into.shape[:] = shape
+    into.byte_size = known if known is not None else size or 0
 
 
 def spec_from(spec: tensor_pb2.TensorSpec) -> tuple[str, tuple[int, ...], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from google.protobuf import timestamp_pb2
 
@@ -24,8 +23,12 @@ from modscope_server.inspection.values import (
 from modscope_server.runtime.hook_states import HookState, State
 
 __all__ = [
+    "BUFFER",
+    "HEADER",
+    "HOOK",
     "HOOK_KINDS",
     "OVERFLOWS",
+    "PARAMETER",
     "PAYLOADS",
     "PHASES",
     "buffer_info",
@@ -37,6 +40,7 @@ __all__ = [
     "plain_text",
     "scalar",
     "spec_from",
+    "tensor_header",
     "timestamp",
     "value_of",
 ]
@@ -67,6 +71,11 @@ _STATES: dict[State, hook_service_pb2.HookState.ValueType] = {
     "fired": hook_service_pb2.HOOK_STATE_FIRED,
     "blind": hook_service_pb2.HOOK_STATE_BLIND,
 }
+HOOK = hook_service_pb2.HookInfo(watch_ids=("",))
+PARAMETER = model_pb2.ParameterInfo(shape=(0,), tied_with=("",), stats=tensor_pb2.Stats())
+BUFFER = model_pb2.BufferInfo(shape=(0,), tied_with=("",), stats=tensor_pb2.Stats())
+HEADER = tensor_pb2.TensorHeader(spec=tensor_pb2.TensorSpec(shape=(0,)))
+"""What is written again in many copies, as `filling` wants it."""
 PHASES: dict[str, event_pb2.Phase.ValueType] = {
     "training": event_pb2.PHASE_TRAINING,
     "evaluation": event_pb2.PHASE_EVALUATION,
@@ -132,32 +141,35 @@ def module_info(
     return message
 
 
-def parameter_info(record: TensorRecord) -> model_pb2.ParameterInfo:
-    """A parameter."""
-    return model_pb2.ParameterInfo(**_tensor_fields(record))
+def parameter_info(record: TensorRecord, into: model_pb2.ParameterInfo) -> None:
+    """A parameter; written `into` a message like `PARAMETER`."""
+    _write_tensor(record, into)
 
 
-def buffer_info(record: TensorRecord) -> model_pb2.BufferInfo:
-    """A buffer."""
-    return model_pb2.BufferInfo(**_tensor_fields(record), persistent=bool(record.persistent))
+def buffer_info(record: TensorRecord, into: model_pb2.BufferInfo) -> None:
+    """A buffer; written `into` a message like `BUFFER`."""
+    _write_tensor(record, into)
+    into.persistent = bool(record.persistent)
 
 
-def _tensor_fields(record: TensorRecord) -> dict[str, Any]:
-    return {
-        "path": record.path,
-        "shape": record.shape,
-        "dtype": record.dtype,
-        "device": record.device,
-        "numel": record.numel,
-        "requires_grad": record.requires_grad,
-        "has_grad": record.has_grad,
-        "tied_with": record.tied_with,
-        "optimizer": record.optimizer,
-        "module_type": record.module_type,
-        "raw_path": record.raw_path,
-        "unreadable": record.unreadable,
-        "stats": None if record.stats is None else stats(record.stats),
-    }
+def _write_tensor(record: TensorRecord, into: model_pb2.ParameterInfo | model_pb2.BufferInfo) -> None:
+    into.path = record.path
+    into.shape[:] = record.shape
+    into.dtype = record.dtype
+    into.device = record.device
+    into.numel = record.numel
+    into.requires_grad = record.requires_grad
+    into.has_grad = record.has_grad
+    into.tied_with[:] = record.tied_with
+    if record.optimizer is not None:
+        into.optimizer = record.optimizer
+    into.module_type = record.module_type
+    into.raw_path = record.raw_path
+    into.unreadable = record.unreadable
+    if record.stats is None:
+        into.ClearField("stats")
+    else:
+        stats(record.stats, into.stats)
 
 
 def stats(record: StatsRecord, into: tensor_pb2.Stats | None = None) -> tensor_pb2.Stats:
@@ -201,20 +213,27 @@ def spec_from(spec: tensor_pb2.TensorSpec, field: str) -> tuple[str, tuple[int, 
         ) from error
 
 
-def hook_info(state: HookState) -> hook_service_pb2.HookInfo:
-    """A hook of ours on a module."""
-    return hook_service_pb2.HookInfo(
-        path=state.path,
-        kind=HOOK_KINDS[state.kind],
-        owner=state.owner,
-        watch_ids=state.watch_ids,
-        fired=state.fired,
-        last_step=state.last_step,
-        intervention_id=state.intervention_id,
-        state=_STATES[state.state],
-        reason=plain_text(state.reason),
-        remedy=state.remedy,
-    )
+def tensor_header(
+    key: str, dtype: str, shape: tuple[int, ...], size: int, into: tensor_pb2.TensorHeader
+) -> None:
+    """A tensor that follows; written `into` a message like `HEADER`."""
+    into.key = key
+    wire.write_spec(into.spec, dtype, shape, size)
+
+
+def hook_info(state: HookState, into: hook_service_pb2.HookInfo) -> None:
+    """A hook of ours on a module; written `into` a message like `HOOK`."""
+    into.path = state.path
+    into.kind = HOOK_KINDS[state.kind]
+    into.owner = state.owner
+    into.watch_ids[:] = state.watch_ids
+    into.fired = state.fired
+    if state.last_step is not None:
+        into.last_step = state.last_step
+    into.intervention_id = state.intervention_id
+    into.state = _STATES[state.state]
+    into.reason = plain_text(state.reason)
+    into.remedy = state.remedy
 
 
 def value_of(node: Node) -> value_pb2.Value:

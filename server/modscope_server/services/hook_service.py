@@ -10,6 +10,7 @@ from modscope_server.errors import BadRequest
 from modscope_server.services import convert, interventions
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
+from modscope_server.services.filling import added
 from modscope_server.services.serving import Serving
 from modscope_server.services.uploads import Uploads
 from modscope_server.services.watch_keeping import Keeping
@@ -60,7 +61,10 @@ class HookServicer:
         registered = self._serving.registry.get(request.model)
         states = self._serving.hooks.listing(registered)
         states += self._serving.interventions.hook_states(registered)
-        return hook_service_pb2.ListHooksResponse(hooks=map(convert.hook_info, states))
+        response = hook_service_pb2.ListHooksResponse()
+        for state in states:
+            convert.hook_info(state, added(response.hooks, convert.HOOK))
+        return response
 
     @changes
     def intervene(

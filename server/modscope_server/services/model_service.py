@@ -58,8 +58,10 @@ class ModelServicer:
         root = self._serving.registry.get(request.model).root
         answer = self._serving.safepoint.peek(lambda: child_records(root, request.path))
         records, following = _page(answer.value, request.page_size, request.page_token)
-        modules = map(convert.module_info, records)
-        return messages.ListChildrenResponse(modules=modules, next_page_token=following, step=answer.step)
+        response = messages.ListChildrenResponse(next_page_token=following, step=answer.step)
+        for record in records:
+            convert.module_info(record, into=response.modules.add())
+        return response
 
     def list_modules(
         self, request: messages.ListModulesRequest, call: Call

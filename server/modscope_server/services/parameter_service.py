@@ -29,6 +29,7 @@ from modscope_server.services import convert
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
 from modscope_server.services.change_plans import Write, freeze_plan, reinitialize_plan, unfreeze_plan
+from modscope_server.services.filling import added
 from modscope_server.services.serving import Serving, batches
 from modscope_server.services.uploads import Uploads
 
@@ -57,7 +58,10 @@ class ParameterServicer:
 
         records, step = self._records(call, registered, select, stats=request.stats)
         for batch in batches(records):
-            yield messages.ListParametersResponse(parameters=map(convert.parameter_info, batch), step=step)
+            response = messages.ListParametersResponse(step=step)
+            for record in batch:
+                convert.parameter_info(record, added(response.parameters, convert.PARAMETER))
+            yield response
 
     def list_buffers(
         self, request: messages.ListBuffersRequest, call: Call
@@ -70,7 +74,10 @@ class ParameterServicer:
 
         records, step = self._records(call, registered, select, stats=request.stats)
         for batch in batches(records):
-            yield messages.ListBuffersResponse(buffers=map(convert.buffer_info, batch), step=step)
+            response = messages.ListBuffersResponse(step=step)
+            for record in batch:
+                convert.buffer_info(record, added(response.buffers, convert.BUFFER))
+            yield response
 
     def get_tensor(self, request: messages.GetTensorRequest, call: Call) -> messages.GetTensorResponse:
         """One parameter or buffer whole; statistics and digest come from a copy, after the safe point."""
@@ -92,9 +99,11 @@ class ParameterServicer:
                 if request.stats:
                     record = replace(record, stats=statistics(from_data(data)))
         if record.persistent is None:
-            response.parameter.CopyFrom(convert.parameter_info(record))
+            response.parameter.CopyFrom(convert.PARAMETER)
+            convert.parameter_info(record, response.parameter)
         else:
-            response.buffer.CopyFrom(convert.buffer_info(record))
+            response.buffer.CopyFrom(convert.BUFFER)
+            convert.buffer_info(record, response.buffer)
         return response
 
     def read_tensor(
@@ -131,8 +140,7 @@ class ParameterServicer:
                 message = messages.ReadTensorsResponse()
                 if chunk.begins:
                     entry = staged.entries[chunk.entry]
-                    message.tensor.key = entry.key
-                    message.tensor.spec.CopyFrom(wire.spec_of(entry.dtype, entry.shape, entry.size))
+                    convert.tensor_header(entry.key, entry.dtype, entry.shape, entry.size, message.tensor)
                 yield Frame(message, chunk.data)
 
     @changes

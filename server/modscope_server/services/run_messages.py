@@ -60,8 +60,11 @@ def lease(record: Lease) -> lease_pb2.Lease:
 
 
 def _metric(metric: Metric) -> run_pb2.Metric:
-    points = [run_pb2.MetricPoint(step=point.step, value=point.value) for point in metric.points]
-    return run_pb2.Metric(name=plain_text(metric.name), points=points)
+    message = run_pb2.Metric(name=plain_text(metric.name))
+    points = message.points
+    for point in metric.points:
+        points.add(step=point.step, value=point.value)
+    return message
 
 
 def _pause(state: PauseState) -> run_pb2.Pause:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from modscope import wire
 from modscope.v1 import state_dict_service_pb2 as messages
-from modscope.v1 import tensor_pb2
 from modscope.wire import Frame
 from modscope_server.errors import BadRequest
 from modscope_server.inspection.state_dict import check_load, entries
@@ -16,6 +14,7 @@ from modscope_server.inspection.tensors import dtype_name, from_data, nbytes, sh
 from modscope_server.services import convert
 from modscope_server.services.auth import changes
 from modscope_server.services.call import Call
+from modscope_server.services.filling import added
 from modscope_server.services.serving import Serving, batches
 from modscope_server.services.uploads import Uploads
 
@@ -37,8 +36,11 @@ class StateDictServicer:
         answer = self._serving.safepoint.peek(lambda: entries(root))
         carried, not_carried = answer.value
         for batch in batches(carried):
-            headers = [_header(key, tensor) for key, tensor in batch]
-            yield messages.ListKeysResponse(entries=headers, not_carried=not_carried, step=answer.step)
+            response = messages.ListKeysResponse(not_carried=not_carried, step=answer.step)
+            for key, tensor in batch:
+                header = added(response.entries, convert.HEADER)
+                convert.tensor_header(key, dtype_name(tensor), shape_of(tensor), nbytes(tensor), header)
+            yield response
             not_carried = []
 
     def download(
@@ -53,11 +55,10 @@ class StateDictServicer:
             return carried
 
         with self._serving.staged(call, collect) as staged:
-            headers = [
-                tensor_pb2.TensorHeader(key=key, spec=wire.spec_of(dtype, shape, size))
-                for key, dtype, shape, _, size in staged.entries
-            ]
-            yield Frame(messages.DownloadResponse(step=staged.step, entries=headers, not_carried=not_carried))
+            opening = messages.DownloadResponse(step=staged.step, not_carried=not_carried)
+            for key, dtype, shape, _, size in staged.entries:
+                convert.tensor_header(key, dtype, shape, size, added(opening.entries, convert.HEADER))
+            yield Frame(opening)
             for chunk in staged.chunks():
                 begins = chunk.entry if chunk.begins else None
                 yield Frame(messages.DownloadResponse(begins=begins), chunk.data)
@@ -123,9 +124,3 @@ def _receive(
             hint="send every tensor of `entries`",
             field="entries",
         )
-
-
-def _header(key: str, tensor: Tensor) -> tensor_pb2.TensorHeader:
-    return tensor_pb2.TensorHeader(
-        key=key, spec=wire.spec_of(dtype_name(tensor), shape_of(tensor), nbytes(tensor))
-    )

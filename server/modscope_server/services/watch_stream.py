@@ -13,6 +13,7 @@ from modscope_server.runtime.hook_states import HookState
 from modscope_server.runtime.watch_states import Changes
 from modscope_server.services import convert
 from modscope_server.services.events import messages
+from modscope_server.services.filling import added
 from modscope_server.services.serving import batches
 
 __all__ = ["Sent", "stream"]
@@ -71,7 +72,10 @@ def _created(subscription: Subscription, notes: Sequence[str]) -> _Response:
 
 def _hooks(states: Sequence[HookState]) -> Iterator[Frame[_Response]]:
     for batch in batches(states) if states else ():
-        yield Frame(_Response(hooks=map(convert.hook_info, batch)))
+        response = _Response()
+        for state in batch:
+            convert.hook_info(state, added(response.hooks, convert.HOOK))
+        yield Frame(response)
 
 
 def _beat(subscription: Subscription, step: int) -> _Response:
