@@ -33,7 +33,7 @@ _MANY = 64
 def run(quick: bool) -> list[Row]:
     """The added cost of many over that of one, and both over steps without modscope."""
     many, steps = (4, 1) if quick else (_MANY, 6)
-    effort = QUICK if quick else Effort(14, 60, 600.0, width=0.0)
+    effort = QUICK if quick else Effort(40, 60, 900.0, width=0.0)
     with one_thread(), workplace(), Child("benchmarks.watch_fanout") as readers:
         loop = gpt2(quick=quick)
         sides = {

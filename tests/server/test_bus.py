@@ -199,7 +199,7 @@ def test_who_has_just_taken_some_is_not_woken_for_one_but_for_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("watches", "seconds"), [(1, 0.05), (2, 0.05), (5, 0.1), (40, 0.8), (64, 1.28), (500, 2.0)]
+    ("watches", "seconds"), [(1, 0.05), (2, 0.08), (5, 0.2), (40, 1.6), (50, 2.0), (500, 2.0)]
 )
 def test_busy_streams_share_how_often_they_wake(watches: int, seconds: float) -> None:
     queues = Queues(1)

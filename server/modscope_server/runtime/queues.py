@@ -11,7 +11,7 @@ __all__ = ["Member", "Queues"]
 
 _LINGER = 0.05
 """Seconds for which a busy stream gathers a batch, at least."""
-_WAKES = 50
+_WAKES = 25
 """How often busy streams wake in a second, all together."""
 _LONGEST_LINGER = 2.0
 
